@@ -1,0 +1,1 @@
+"""The custom resource definitions and sample manifests, as package data."""
