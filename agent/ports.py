@@ -1,0 +1,197 @@
+"""What the agent's shell needs of the outside world, as small protocols; adapters implement them, tests fake them.
+
+Every adapter maps its library's exceptions to the errors named here. Nothing here does I/O.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from proplet.agent.core import Recovered, Save
+from proplet.agent.wire import Permissions, PullPolicy, Reason
+
+
+class StorageError(Exception):
+    """The state directory cannot be written or read; the message names the path and what to do."""
+
+
+class ModuleError(Exception):
+    """A module cannot be had or cannot be used; `reason` goes into the result, the message to the person."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ModuleKind(Enum):
+    """The two binary formats of WebAssembly, told apart by the layer field of their preamble."""
+
+    CORE = "core"
+    COMPONENT = "component"
+
+
+class StartKind(Enum):
+    """How warm a run began: compiled just now; compiled earlier and loaded from disk; already loaded in the worker."""
+
+    COLD = "cold"
+    WARM = "warm"
+    HOT = "hot"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleWanted:
+    """Which module a task needs: stored bytes by `module_digest`, or an image by `image_url`."""
+
+    module_digest: str | None = None
+    image_url: str = ""
+    image_digest: str | None = None
+    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A module made ready to run: compiled for this machine and authenticated with the device's key."""
+
+    module_digest: str
+    path: Path
+    kind: ModuleKind
+    image_digest: str | None = None
+    start_kind: StartKind = StartKind.WARM
+    fetch_s: float = 0.0
+    compile_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Progress of a preparation: ``fetching`` (bytes of a total, 0 if unknown), ``verifying``, ``compiling``."""
+
+    name: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+class Modules(Protocol):
+    """Where modules come from. Preparing the same module twice at once does the work once."""
+
+    async def keep(self, data: bytes) -> str:
+        """Store inline bytes durably and return their digest, ``sha256:<hex>``; a second time it is only looked up.
+
+        Raises:
+            StorageError: the disk is full or not writable. Nothing partial stays behind.
+        """
+        ...
+
+    async def prepare(self, wanted: ModuleWanted, progress: Callable[[Stage], None]) -> Artefact:
+        """Fetch, verify and compile; cancelling abandons it without a trace.
+
+        Raises:
+            ModuleError: it cannot be had (registry, digest) or is no usable WebAssembly.
+            StorageError: the disk is full or not writable.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLimits:
+    """What a run may use, all in force: bytes of linear memory, CPU and wall seconds, bytes of output, stack bytes.
+
+    None for a time means no limit (daemons have no wall limit by default).
+    """
+
+    memory_bytes: int = 64 * 1024 * 1024
+    cpu_s: float | None = 60.0
+    wall_s: float | None = 3600.0
+    output_bytes: int = 1024 * 1024
+    stack_bytes: int = 512 * 1024
+    fuel: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a module. `key` is unique among live runs; `argv` follows the program name for WASI commands."""
+
+    key: str
+    artefact: Artefact
+    export: str
+    inputs: Sequence[str] = ()
+    argv: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: GuestLimits = field(default_factory=GuestLimits)
+    permissions: Permissions = field(default_factory=Permissions)
+    stdin: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `results` is what goes on the wire; `stdout` and `stderr` are capped at the output limit.
+
+    A measure that could not be taken of this task alone is None: `cpu_s` is the guest's own CPU time, `peak_memory_bytes`
+    its linear memory.
+    """
+
+    reason: Reason
+    results: str = ""
+    error: str | None = None
+    exit_code: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+    run_s: float = 0.0
+    start_kind: StartKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A live run's own use so far; None where the engine cannot tell."""
+
+    cpu_s: float | None = None
+    memory_bytes: int | None = None
+    wall_s: float = 0.0
+
+
+class Runtime(Protocol):
+    """Runs guests away from the agent's own process. A guest's fault is an `Outcome`, never an exception."""
+
+    async def run(self, job: Job) -> Outcome:
+        """Run to its end. Cancelling the call stops the guest. A crashed worker is an outcome, too."""
+        ...
+
+    def stop(self, key: str) -> None:
+        """End a run soon: its `run` returns with reason STOPPED. Unknown keys are ignored (it has just ended)."""
+        ...
+
+    async def sample(self) -> Mapping[str, Sample]:
+        """Return the live runs' own use by key; empty when no worker runs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A message that waits for, or has had, its broker's acknowledgement. `topic` is a route's value."""
+
+    seq: int
+    route: str
+    payload: bytes
+
+
+class Journal(Protocol):
+    """The device's durable memory. One writer; a second process on the same directory is refused at opening."""
+
+    async def load(self) -> Recovered:
+        """Return what was accepted and not finished, and which attempts are known to have ended."""
+        ...
+
+    async def commit(self, saves: Sequence[Save]) -> None:
+        """Make all of `saves` durable at once (a power cut loses none or all). Raises StorageError."""
+        ...
+
+    async def pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
+        """Return the oldest unsent rows with a `seq` above `after`."""
+        ...
+
+    async def sent(self, seqs: Sequence[int]) -> None:
+        """Note that rows were acknowledged; losing this note only sends them again."""
+        ...
