@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -430,7 +430,7 @@ def _write(value: Any, *, binary: bool) -> Any:
 
 
 @cache
-def _layout(kind: type) -> tuple[tuple[str, str, str | None, bool, Any], ...]:
+def _layout(kind: Any) -> tuple[tuple[str, str, str | None, bool, Any], ...]:
     """Per field: attribute, name on the wire, special kind, whether it is left out at its default, that default."""
     ours = kind in _TERSE
     omit = _OMIT_IF_DEFAULT.get(kind, frozenset())
@@ -445,7 +445,7 @@ def _layout(kind: type) -> tuple[tuple[str, str, str | None, bool, Any], ...]:
 
 def _write_message(message: Any, *, binary: bool) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for attribute, name, kind, omit, default in _layout(type(message)):
+    for attribute, name, kind, omit, default in _layout(typing.cast("Hashable", type(message))):
         value = getattr(message, attribute)
         if omit and value == default:
             continue

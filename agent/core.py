@@ -1,4 +1,4 @@
-"""The agent's decisions, pure: an event in, what to save and what to do then out. (Being written.)"""
+"""The agent's decisions, pure: an event in, what to save and what to do then out."""
 
 from dataclasses import dataclass
 

@@ -127,8 +127,8 @@ class Job:
 class Outcome:
     """How a run ended. `results` is what goes on the wire; `stdout` and `stderr` are capped at the output limit.
 
-    A measure that could not be taken of this task alone is None: `cpu_s` is the guest's own CPU time, `peak_memory_bytes`
-    its linear memory.
+    A measure that could not be taken of this task alone is None: `cpu_s` is the guest's own CPU time,
+    `peak_memory_bytes` its linear memory.
     """
 
     reason: Reason

@@ -1,7 +1,7 @@
 """The resources a manager keeps: Tasks and Proplets, with `spec` (what is wanted) and `status` (what is so).
 
-Pure values. The manifest's and the REST API's spellings of these fields are `manifest`'s and `rest`'s business. Sizes are
-bytes, times are seconds, moments are seconds since the Unix epoch (UTC); 0.0 means never.
+Pure values. The manifest's and the REST API's spellings of these fields are `manifest`'s and `rest`'s business. Sizes
+are bytes, times are seconds, moments are seconds since the Unix epoch (UTC); 0.0 means never.
 """
 
 from collections.abc import Mapping
@@ -139,8 +139,10 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """What is so. `attempt` numbers dispatches and only grows, over restarts of the run, too; `failures` counts the
-    attempts of the current run that failed or were lost. `not_before` delays the next dispatch (backoff).
+    """What is so.
+
+    `attempt` numbers dispatches and only grows, over restarts of the run, too; `failures` counts the attempts of the
+    current run that failed or were lost. `not_before` delays the next dispatch (backoff).
     """
 
     phase: Phase = Phase.PENDING

@@ -1,7 +1,7 @@
 """A Task's phases in the control plane, as one literal table.
 
-`completed`, `failed`, `skipped` and `interrupted` are final for one run; a start asked for again, or the next recurrence of
-a schedule, leads from them back to `pending` and counts as a new run. Source of the names: the reference's CRD.
+`completed`, `failed`, `skipped` and `interrupted` are final for one run; a start asked for again, or the next recurrence
+of a schedule, leads from them back to `pending` and counts as a new run. Source of the names: the reference's CRD.
 """
 
 from enum import Enum

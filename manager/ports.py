@@ -3,13 +3,13 @@
 Optimistic concurrency is in every signature: a write names the version it read, and `ConflictError` means read again.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from proplet.agent.wire import Invoke, Start, Stop
-from proplet.manager.model import Key, Kind, Resource
+from proplet.agent.wire import Invoke, LogLines, PropletMetrics, Start, Stop, TaskMetrics
+from proplet.manager.model import Key, Kind, Resource, Task
 
 
 class StoreError(Exception):
@@ -95,7 +95,10 @@ class Store(Protocol):
         ...
 
     async def delete(self, kind: Kind, key: Key, version: int | None = None) -> Resource:
-        """Remove it, if still at `version` where one is given; return its last state. Raises NotFoundError, ConflictError."""
+        """Remove it, if still at `version` where one is given; return its last state.
+
+        Raises NotFoundError, ConflictError.
+        """
         ...
 
     def watch(self, kind: Kind, since: int) -> AsyncIterator[Change]:
@@ -121,6 +124,61 @@ class Bus(Protocol):
 
 class BusError(Exception):
     """The broker did not take the message (not connected, too large); nothing is known of its delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """What is known of a proplet's life right now. `history` holds its last heartbeats, oldest first, epoch times."""
+
+    alive: bool
+    last_seen: float = 0.0
+    history: tuple[float, ...] = ()
+    task_count: int = 0  # tasks dispatched to it and not finished
+    reason: str = ""  # why it is not alive: "no heartbeat for 41 s", "said offline"
+
+
+class Control(Protocol):
+    """What the controller offers to the HTTP API beyond the store: commands, and what is only in memory.
+
+    Everything else (creating, changing, deleting resources) the API does on the store; the controller sees the changes.
+    """
+
+    async def start(self, uid: str) -> Task:
+        """Ask for a run: releases a held task, runs a finished one again; of one under way it is no-op.
+
+        Raises:
+            NotFoundError: there is no such task.
+        """
+        ...
+
+    async def stop(self, uid: str) -> Task:
+        """Ask for the end of the current run; a pending one becomes `interrupted` at once.
+
+        Raises:
+            NotFoundError: there is no such task.
+            NotRunningError: it has finished or was never started.
+        """
+        ...
+
+    def liveness(self, proplet_id: str) -> Liveness:
+        """Return what is known of a proplet; not alive with no history for an unknown one."""
+        ...
+
+    def proplet_metrics(self, proplet_id: str) -> Sequence[PropletMetrics]:
+        """Return a proplet's last metrics, oldest first; bounded, in memory."""
+        ...
+
+    def task_metrics(self, uid: str) -> Sequence[TaskMetrics]:
+        """Return a task's last metrics, oldest first; bounded, in memory."""
+        ...
+
+    def task_logs(self, uid: str) -> Sequence[LogLines]:
+        """Return a task's last output lines as its proplet sent them, oldest first; bounded, in memory."""
+        ...
+
+
+class NotRunningError(Exception):
+    """The task is not under way, so it cannot be stopped."""
 
 
 Clock = Callable[[], float]
