@@ -1,13 +1,475 @@
-"""The agent's decisions, pure: an event in, what to save and what to do then out."""
+"""The agent's decisions, pure: an event and the time in, what to save and what to do then out.
 
-from dataclasses import dataclass
+Place in the flow: the shell feeds every event through `Core.handle`, makes `Step.save` durable, then does `Step.then`,
+whose outcomes come back as events. Never does: I/O, clocks, logging. Recovery is the same: `Core.recover`.
+
+What it guarantees, if the shell keeps that order:
+
+* an accepted start ends in exactly one saved outcome, whatever happens in between;
+* the attempt of a known start is not run twice: it is answered with its result, or with the inventory while it runs;
+* at most one attempt of a task is live; a newer one waits until the older has been stopped.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from proplet.agent import codec, wire
+from proplet.agent.events import (
+    Cancel,
+    CommandRefused,
+    Deliver,
+    Effect,
+    Event,
+    ModuleFailed,
+    ModuleReady,
+    Note,
+    Outcome,
+    Prepare,
+    Recovered,
+    RecoveredAttempt,
+    Run,
+    RunEnded,
+    RunKey,
+    Save,
+    SaveAccepted,
+    SaveOutcome,
+    SaveReply,
+    SaveResend,
+    SaveState,
+    StartKind,
+    StartReceived,
+    Step,
+    StopReceived,
+    TellInventory,
+    Tick,
+)
+from proplet.agent.lifecycle import TERMINAL, State, advance
+from proplet.agent.lifecycle import Event as Life
+from proplet.agent.topics import Route
+from proplet.agent.wire import Reason, RestartPolicy, Start
+
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MAX_S = 300.0
+DEFAULT_BACKOFF_LIMIT = 6
+
+# After these another try of the same module on the same device may end differently.
+_RETRYABLE = frozenset(
+    {
+        Reason.EXIT_CODE,
+        Reason.TRAP,
+        Reason.TIMEOUT,
+        Reason.CPU_LIMIT,
+        Reason.MEMORY_LIMIT,
+        Reason.OUTPUT_LIMIT,
+        Reason.WORKER_CRASHED,
+        Reason.MODULE_UNAVAILABLE,
+        Reason.STORAGE,
+        Reason.INTERNAL,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Recovered:
-    """What the journal held."""
+class CoreSettings:
+    """The core's bounds. `max_active` runs are prepared or running at once; `max_accepted` wait beside them.
+
+    `known_attempts` finished attempts are remembered, so that a repeated start is answered and not run again.
+    """
+
+    proplet_id: str
+    max_active: int = 32
+    max_accepted: int = 10_000
+    known_attempts: int = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Save:
-    """One durable change."""
+@dataclass(slots=True)
+class _Attempt:
+    key: RunKey
+    start: Start
+    module_digest: str | None
+    payload_hash: str
+    received_at: float
+    state: State = State.ACCEPTED
+    since: float = 0.0
+    restarts: int = 0
+    not_before: float = 0.0
+    image_digest: str | None = None
+    start_kind: StartKind | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    ending: Reason = Reason.STOPPED  # why it is being stopped
+
+    @property
+    def policy(self) -> RestartPolicy | None:
+        return self.start.ext.restart_policy if self.start.ext else None
+
+    @property
+    def backoff_limit(self) -> int:
+        limit = self.start.ext.backoff_limit if self.start.ext else None
+        return DEFAULT_BACKOFF_LIMIT if limit is None else limit
+
+
+class Core:
+    """All attempts this device holds, and the rules for them."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self._settings = settings
+        self._attempts: dict[RunKey, _Attempt] = {}
+        self._runs: dict[str, list[RunKey]] = {}  # per task, unfinished runs, oldest first
+        self._waiting: OrderedDict[RunKey, None] = OrderedDict()  # accepted or backing off, in order of arrival
+        self._active = 0
+        self._finished: OrderedDict[RunKey, str] = OrderedDict()  # key to payload hash
+        self._newest: dict[str, int] = {}  # per task, the newest finished run still known
+
+    # --- what others may ask --------------------------------------------------------------------------------------
+
+    def inventory(self) -> tuple[wire.InventoryItem, ...]:
+        """Return every attempt that has not finished."""
+        return tuple(
+            wire.InventoryItem(a.key.task_id, self._attempt_number(a.start), a.state.value, a.since)
+            for a in self._attempts.values()
+        )
+
+    def running(self) -> Iterator[tuple[RunKey, Start, float]]:
+        """Yield the runs whose guest is running: key, command, since when."""
+        for a in self._attempts.values():
+            if a.state is State.RUNNING:
+                yield a.key, a.start, a.since
+
+    def next_due(self) -> float | None:
+        """Return when the next backoff ends, or None."""
+        times = [self._attempts[k].not_before for k in self._waiting if self._attempts[k].state is State.WAITING]
+        return min(times, default=None)
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def recover(self, held: Recovered, now: float) -> Step:
+        """Take over what the journal held; the outcomes it lacks are decided here."""
+        for key, payload_hash in held.finished.items():
+            self._remember(key, payload_hash)
+        save: list[Save] = []
+        then: list[Effect] = []
+        for row in held.unfinished:
+            step = self._recover_attempt(row, now)
+            save += step.save
+            then += step.then
+        return self._admit(Step(tuple(save), tuple(then)), now)
+
+    def handle(self, event: Event, now: float) -> Step:
+        """Return what `event` leads to at time `now`."""
+        match event:
+            case StartReceived():
+                step = self._on_start(event, now)
+            case CommandRefused():
+                step = self._on_refused(event, now)
+            case StopReceived():
+                step = self._on_stop(event, now)
+            case ModuleReady():
+                step = self._on_ready(event, now)
+            case ModuleFailed():
+                step = self._on_unready(event, now)
+            case RunEnded():
+                step = self._on_ended(event, now)
+            case Tick():
+                step = Step()
+        return self._admit(step, now)
+
+    # --- starts and stops -----------------------------------------------------------------------------------------
+
+    def _on_start(self, event: StartReceived, now: float) -> Step:
+        start = event.start
+        if not start.broadcast and start.proplet_id and start.proplet_id != self._settings.proplet_id:
+            return Step()
+        known = self._answer_known(event)
+        if known is not None:
+            return known
+        number = self._attempt_number(start)
+        key = RunKey(start.id, self._newest_run(start.id) + 1 if number is None else number)
+        attempt = _Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
+        refused = _unsupported(start)
+        if refused:
+            return self._finish(attempt, Outcome(Reason.NOT_SUPPORTED, error=refused), now)
+        if key.run < self._newest_run(start.id):
+            text = f"attempt {key.run} came after attempt {self._newest_run(start.id)} and is not run"
+            return self._finish(attempt, Outcome(Reason.SUPERSEDED, error=text), now)
+        if len(self._waiting) >= self._settings.max_accepted:
+            text = f"{len(self._waiting)} tasks wait already; try another proplet, or later"
+            return self._reply(start.id, number, Reason.OVERLOADED, text, now)
+        older = [self._supersede(self._attempts[k], now) for k in self._runs.get(start.id, ())]
+        self._hold(attempt)
+        self._waiting[key] = None
+        accepted = SaveAccepted(key, start, event.module_digest, event.payload_hash, now)
+        return Step(
+            (*(s for step in older for s in step.save), accepted), tuple(e for step in older for e in step.then)
+        )
+
+    def _answer_known(self, event: StartReceived) -> Step | None:
+        """A start that was seen before is answered, not run."""
+        start, number = event.start, self._attempt_number(event.start)
+        if number is None:
+            if self._runs.get(start.id):
+                return Step(then=(Note("a second start of a running task is ignored", start.id),))
+            last = RunKey(start.id, self._newest.get(start.id, -1))
+            if event.duplicate and self._finished.get(last) == event.payload_hash:
+                return Step((SaveResend(last),), (Deliver(),))
+            return None
+        key = RunKey(start.id, number)
+        if key in self._attempts:
+            return Step(then=(TellInventory(),))
+        if key in self._finished:
+            return Step((SaveResend(key),), (Deliver(),))
+        return None
+
+    def _on_refused(self, event: CommandRefused, now: float) -> Step:
+        key = RunKey(event.task_id, event.attempt if event.attempt is not None else -1)
+        if key in self._attempts:
+            return Step(then=(TellInventory(),))
+        if key in self._finished:
+            return Step((SaveResend(key),), (Deliver(),))
+        if event.attempt is None and self._runs.get(event.task_id):
+            # A failed result would end, for the sender, the run that goes on.
+            return Step(then=(Note(f"a command was refused: {event.detail}", event.task_id, warning=True),))
+        step = self._reply(event.task_id, event.attempt, event.reason, event.detail, now)
+        note = Note(f"a command was refused: {event.detail}", event.task_id, warning=True)
+        return replace(step, then=(*step.then, note))
+
+    def _on_stop(self, event: StopReceived, now: float) -> Step:
+        save: list[Save] = []
+        then: list[Effect] = []
+        runs = [self._attempts[k] for k in self._runs.get(event.task_id, ())]
+        for attempt in runs:
+            number = self._attempt_number(attempt.start)
+            if event.attempt is None or number is None or number == event.attempt:
+                step = self._stop(attempt, Reason.STOPPED, now)
+                save += step.save
+                then += step.then
+        if not runs:
+            known = RunKey(event.task_id, event.attempt if event.attempt is not None else -1)
+            if known in self._finished:  # the stop crossed the result: say again what became of it
+                return Step((SaveResend(known),), (Deliver(),))
+            then.append(Note("a stop for a task that is not here is ignored", event.task_id))
+        return Step(tuple(save), tuple(then))
+
+    def _supersede(self, attempt: _Attempt, now: float) -> Step:
+        return self._stop(attempt, Reason.SUPERSEDED, now)
+
+    def _stop(self, attempt: _Attempt, why: Reason, now: float) -> Step:
+        if attempt.state is State.STOPPING:
+            return Step()
+        attempt.ending = why
+        if attempt.state in (State.ACCEPTED, State.WAITING):
+            return self._finish(attempt, Outcome(why, error=_ENDINGS[why].format(attempt.key.task_id)), now, Life.STOP)
+        attempt.state = advance(attempt.state, Life.STOP)
+        return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts),), (Cancel(attempt.key),))
+
+    # --- preparations and runs --------------------------------------------------------------------------------------
+
+    def _on_ready(self, event: ModuleReady, now: float) -> Step:
+        attempt = self._attempts.get(event.key)
+        if attempt is None or attempt.state is not State.PREPARING:
+            return Step()  # stopped meanwhile: the cancelled preparation still tells RunEnded
+        attempt.state = advance(attempt.state, Life.PREPARED)
+        attempt.since = now
+        attempt.image_digest = event.image_digest or attempt.image_digest
+        attempt.start_kind = event.start_kind
+        attempt.stages |= {"fetch": event.fetch_s, "compile": event.compile_s}
+        return Step(
+            (SaveState(attempt.key, attempt.state, now, attempt.restarts),),
+            (Run(attempt.key, attempt.start, attempt.restarts),),
+        )
+
+    def _on_unready(self, event: ModuleFailed, now: float) -> Step:
+        attempt = self._attempts.get(event.key)
+        if attempt is None:
+            return Step()
+        return self._settle(attempt, Outcome(event.reason, error=event.message), now)
+
+    def _on_ended(self, event: RunEnded, now: float) -> Step:
+        attempt = self._attempts.get(event.key)
+        if attempt is None:
+            return Step()
+        return self._settle(attempt, event.outcome, now)
+
+    def _settle(self, attempt: _Attempt, outcome: Outcome, now: float) -> Step:
+        """An active attempt has come to rest: it is stopped, tried again, or finished."""
+        self._active -= 1
+        if attempt.state is State.STOPPING:
+            if outcome.reason is Reason.STOPPED or outcome.error is None:
+                text = _ENDINGS[attempt.ending].format(attempt.key.task_id)
+                outcome = replace(outcome, reason=attempt.ending, error=text, results="")
+            return self._finish(attempt, outcome, now, Life.ENDED)
+        if self._runs_again(attempt, outcome):
+            return self._back_off(attempt, outcome, now)
+        event = Life.SUCCEEDED if outcome.reason is Reason.OK else Life.FAILED
+        return self._finish(attempt, outcome, now, event)
+
+    def _runs_again(self, attempt: _Attempt, outcome: Outcome) -> bool:
+        if attempt.policy in (None, RestartPolicy.NEVER):
+            return False
+        if outcome.reason is Reason.OK:
+            return attempt.policy is RestartPolicy.ALWAYS and attempt.start.daemon
+        return outcome.reason in _RETRYABLE and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit)
+
+    def _back_off(self, attempt: _Attempt, outcome: Outcome, now: float) -> Step:
+        delay = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt.restarts, 20))
+        attempt.restarts += 1
+        attempt.state = advance(attempt.state, Life.RETRY)
+        attempt.since, attempt.not_before = now, now + delay
+        self._waiting[attempt.key] = None
+        why = outcome.error or "it ended"
+        note = Note(f"runs again in {delay:g} s (restart {attempt.restarts}): {why}", attempt.key.task_id, warning=True)
+        return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, attempt.not_before),), (note,))
+
+    def _finish(self, attempt: _Attempt, outcome: Outcome, now: float, event: Life | None = None) -> Step:
+        """The attempt's outcome, in the journal and the outbox at once. Without an event it never lived here."""
+        state = State.FAILED if event is None else advance(attempt.state, event)
+        assert state in TERMINAL
+        attempt.stages |= {"run": outcome.run_s, "total": max(0.0, now - attempt.received_at)}
+        message = _result(attempt, outcome, self._settings.proplet_id)
+        self._drop(attempt.key)
+        self._remember(attempt.key, attempt.payload_hash)
+        saved = SaveOutcome(attempt.key, state, now, attempt.payload_hash, Route.RESULTS.value, codec.encode(message))
+        return Step((saved,), (Deliver(),))
+
+    # --- recovery ---------------------------------------------------------------------------------------------------
+
+    def _recover_attempt(self, row: RecoveredAttempt, now: float) -> Step:
+        attempt = _Attempt(
+            row.key,
+            row.start,
+            row.module_digest,
+            row.payload_hash,
+            row.received_at,
+            row.state,
+            now,
+            row.restarts,
+            row.not_before,
+        )
+        self._hold(attempt)
+        if attempt.state is State.STOPPING:
+            text = _ENDINGS[Reason.STOPPED].format(attempt.key.task_id)
+            return self._finish(attempt, Outcome(Reason.STOPPED, error=text), now, Life.RESTARTED_NODE)
+        if attempt.state is not State.RUNNING:
+            # A clock that was set back must not keep a backoff waiting for hours.
+            attempt.not_before = min(attempt.not_before, now + BACKOFF_MAX_S)
+            if attempt.state is not State.WAITING:
+                attempt.state = State.ACCEPTED
+            self._waiting[attempt.key] = None
+            return Step()
+        repeat = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
+        if repeat and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit):
+            attempt.state = advance(attempt.state, Life.RETRY)
+            attempt.restarts += 1
+            attempt.not_before = now
+            self._waiting[attempt.key] = None
+            note = Note("runs again: the node was restarted while it ran", attempt.key.task_id)
+            return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, now),), (note,))
+        text = _ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
+        return self._finish(attempt, Outcome(Reason.INTERRUPTED, error=text), now, Life.RESTARTED_NODE)
+
+    # --- bookkeeping --------------------------------------------------------------------------------------------------
+
+    def _admit(self, step: Step, now: float) -> Step:
+        """Give free slots to whatever waited longest and may run now."""
+        if self._active >= self._settings.max_active or not self._waiting:
+            return step
+        then: list[Effect] = []
+        for key in list(self._waiting):
+            if self._active >= self._settings.max_active:
+                break
+            attempt = self._attempts[key]
+            if attempt.not_before > now or self._runs[key.task_id][0] != key:
+                continue  # backing off, or an older attempt of the same task is still being stopped
+            del self._waiting[key]
+            if attempt.state is State.ACCEPTED:
+                attempt.stages["queue"] = max(0.0, now - attempt.received_at)
+            attempt.state = advance(attempt.state, Life.PREPARE)
+            attempt.since = now
+            self._active += 1
+            then.append(Prepare(key, attempt.start, attempt.module_digest))
+        return replace(step, then=(*step.then, *then)) if then else step
+
+    def _hold(self, attempt: _Attempt) -> None:
+        self._attempts[attempt.key] = attempt
+        self._runs.setdefault(attempt.key.task_id, []).append(attempt.key)
+
+    def _drop(self, key: RunKey) -> None:
+        self._attempts.pop(key, None)
+        self._waiting.pop(key, None)
+        runs = self._runs.get(key.task_id, [])
+        if key in runs:
+            runs.remove(key)
+        if not runs:
+            self._runs.pop(key.task_id, None)
+
+    def _remember(self, key: RunKey, payload_hash: str) -> None:
+        self._finished[key] = payload_hash
+        self._newest[key.task_id] = max(key.run, self._newest.get(key.task_id, -1))
+        while len(self._finished) > self._settings.known_attempts:
+            old, _ = self._finished.popitem(last=False)
+            if self._newest.get(old.task_id) == old.run:
+                del self._newest[old.task_id]
+
+    def _newest_run(self, task_id: str) -> int:
+        live = (k.run for k in self._runs.get(task_id, ()))
+        return max(max(live, default=-1), self._newest.get(task_id, -1))
+
+    def _attempt_number(self, start: Start) -> int | None:
+        return start.ext.attempt if start.ext else None
+
+    def _reply(self, task_id: str, attempt: int | None, reason: Reason, text: str, now: float) -> Step:
+        message = wire.Result(
+            task_id, self._settings.proplet_id, error=text, ext=wire.ResultTerms(attempt=attempt, reason=reason)
+        )
+        return Step((SaveReply(Route.RESULTS.value, codec.encode(message), now),), (Deliver(),))
+
+
+_ENDINGS = {
+    Reason.STOPPED: "Task {} was stopped before completion",
+    Reason.SUPERSEDED: "Task {} was stopped: a newer attempt of it arrived",
+    Reason.INTERRUPTED: "Task {} was interrupted: the node was restarted while it ran",
+}
+
+
+def _unsupported(start: Start) -> str | None:
+    """Why this version cannot carry a well-formed start out, or None."""
+    if start.encrypted:
+        return "encrypted workloads need a trusted execution environment, which this proplet does not support"
+    if start.latent:
+        return "latent tasks are not supported by this version of the proplet; start the task without `latent`"
+    return None
+
+
+def _result(attempt: _Attempt, outcome: Outcome, proplet_id: str) -> wire.Result:
+    """The message that tells an attempt's outcome, in the reference's shape with our `ext`."""
+    usage = wire.Usage(
+        cpu_seconds=outcome.cpu_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        wall_seconds={k: round(v, 6) for k, v in attempt.stages.items()},
+        start_kind=(outcome.start_kind or attempt.start_kind or StartKind.COLD).value,
+    )
+    ext = wire.ResultTerms(
+        attempt=attempt.start.ext.attempt if attempt.start.ext else None,
+        reason=outcome.reason,
+        exit_code=outcome.exit_code,
+        image_digest=attempt.image_digest,
+        usage=usage,
+        restarts=attempt.restarts,
+    )
+    error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
+    results: str | wire.FederatedUpdate = outcome.results
+    env = attempt.start.env
+    if error is None and env.get("ROUND_ID"):
+        samples = env.get("FL_NUM_SAMPLES", "1")
+        results = wire.FederatedUpdate(
+            attempt.key.task_id,
+            env["ROUND_ID"],
+            env.get("PROPLET_ID") or proplet_id,
+            int(samples) if samples.isdecimal() else 1,
+            outcome.results.encode(),
+            env.get("FL_FORMAT") or "f32-delta",
+        )
+    return wire.Result(attempt.key.task_id, proplet_id, results, error, ext)

@@ -9,7 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from proplet.agent.core import Recovered, Save
+from proplet.agent.events import Outcome as Outcome
+from proplet.agent.events import Recovered, Save
+from proplet.agent.events import StartKind as StartKind
 from proplet.agent.wire import Permissions, PullPolicy, Reason
 
 
@@ -30,14 +32,6 @@ class ModuleKind(Enum):
 
     CORE = "core"
     COMPONENT = "component"
-
-
-class StartKind(Enum):
-    """How warm a run began: compiled just now; compiled earlier and loaded from disk; already loaded in the worker."""
-
-    COLD = "cold"
-    WARM = "warm"
-    HOT = "hot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +115,6 @@ class Job:
     limits: GuestLimits = field(default_factory=GuestLimits)
     permissions: Permissions = field(default_factory=Permissions)
     stdin: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended. `results` is what goes on the wire; `stdout` and `stderr` are capped at the output limit.
-
-    A measure that could not be taken of this task alone is None: `cpu_s` is the guest's own CPU time,
-    `peak_memory_bytes` its linear memory.
-    """
-
-    reason: Reason
-    results: str = ""
-    error: str | None = None
-    exit_code: int | None = None
-    stdout: bytes = b""
-    stderr: bytes = b""
-    cpu_s: float | None = None
-    peak_memory_bytes: int | None = None
-    run_s: float = 0.0
-    start_kind: StartKind | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A Task's phases in the control plane, as one literal table.
 
-`completed`, `failed`, `skipped` and `interrupted` are final for one run; a start asked for again, or the next recurrence
+`completed`, `failed`, `skipped` and `interrupted` are final for one run; a start asked for again, or the next run
 of a schedule, leads from them back to `pending` and counts as a new run. Source of the names: the reference's CRD.
 """
 
