@@ -297,7 +297,9 @@ class Core:
         """An active attempt has come to rest: it is stopped, tried again, or finished."""
         self._active -= 1
         if attempt.state is State.STOPPING:
-            if outcome.reason is Reason.STOPPED or outcome.error is None:
+            if outcome.reason is Reason.OK:  # it was quicker than the stop
+                return self._finish(attempt, outcome, now, Life.SUCCEEDED)
+            if outcome.reason is Reason.STOPPED:
                 text = _ENDINGS[attempt.ending].format(attempt.key.task_id)
                 outcome = replace(outcome, reason=attempt.ending, error=text, results="")
             return self._finish(attempt, outcome, now, Life.ENDED)
@@ -377,19 +379,22 @@ class Core:
         if self._active >= self._settings.max_active or not self._waiting:
             return step
         then: list[Effect] = []
-        for key in list(self._waiting):
-            if self._active >= self._settings.max_active:
+        chosen: list[_Attempt] = []
+        for key in self._waiting:
+            if self._active + len(chosen) >= self._settings.max_active:
                 break
             attempt = self._attempts[key]
-            if attempt.not_before > now or self._runs[key.task_id][0] != key:
-                continue  # backing off, or an older attempt of the same task is still being stopped
-            del self._waiting[key]
+            # Others back off, or an older attempt of the same task is still being stopped.
+            if attempt.not_before <= now and self._runs[key.task_id][0] == key:
+                chosen.append(attempt)
+        for attempt in chosen:
+            del self._waiting[attempt.key]
             if attempt.state is State.ACCEPTED:
                 attempt.stages["queue"] = max(0.0, now - attempt.received_at)
             attempt.state = advance(attempt.state, Life.PREPARE)
             attempt.since = now
             self._active += 1
-            then.append(Prepare(key, attempt.start, attempt.module_digest))
+            then.append(Prepare(attempt.key, attempt.start, attempt.module_digest))
         return replace(step, then=(*step.then, *then)) if then else step
 
     def _hold(self, attempt: _Attempt) -> None:

@@ -117,7 +117,7 @@ class Tick:
 Event = StartReceived | CommandRefused | StopReceived | ModuleReady | ModuleFailed | RunEnded | Tick
 
 
-# --- what is to be durable ---------------------------------------------------------------------------------------------
+# --- what is to be durable --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +189,13 @@ class RecoveredAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What the journal held: unfinished attempts, oldest first, and finished ones (key to payload hash), oldest first."""
+    """What the journal held, oldest first: unfinished attempts, and finished ones (key to payload hash)."""
 
     unfinished: tuple[RecoveredAttempt, ...] = ()
     finished: Mapping[RunKey, str] = field(default_factory=dict)
 
 
-# --- what is to be done once that is durable -----------------------------------------------------------------------------
+# --- what is to be done once that is durable --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

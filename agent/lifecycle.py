@@ -59,6 +59,7 @@ TRANSITIONS: Final = MappingProxyType(
             Event.RESTARTED_NODE: State.INTERRUPTED,
         },
         State.STOPPING: {
+            Event.SUCCEEDED: State.COMPLETED,
             Event.ENDED: State.INTERRUPTED,
             Event.RESTARTED_NODE: State.INTERRUPTED,
         },

@@ -9,10 +9,26 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from proplet.agent.events import Outcome as Outcome
-from proplet.agent.events import Recovered, Save
-from proplet.agent.events import StartKind as StartKind
+from proplet.agent.events import Outcome, Recovered, Save, StartKind
 from proplet.agent.wire import Permissions, PullPolicy, Reason
+
+__all__ = [
+    "Artefact",
+    "GuestLimits",
+    "Job",
+    "Journal",
+    "ModuleError",
+    "ModuleKind",
+    "ModuleWanted",
+    "Modules",
+    "OutboxRow",
+    "Outcome",
+    "Runtime",
+    "Sample",
+    "Stage",
+    "StartKind",
+    "StorageError",
+]
 
 
 class StorageError(Exception):

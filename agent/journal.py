@@ -1,0 +1,390 @@
+"""The device's durable memory: attempts and an outbox in one SQLite file, written in batches.
+
+Place in the flow: the shell commits what the core wants saved, one transaction a batch, before it acts. Durable means a
+power cut (`synchronous=FULL`). A row is appended and later changed near the end of its table, and the pages are small,
+because an SD card pays for every page that a commit touches.
+
+The outbox is bounded (`OutboxBounds`), and what gives way is written down: first delivered messages beyond the number
+kept for repeating, then answers to commands that were refused, then the text of undelivered results (that a task ended
+stays, its text becomes a line that says so), last whatever is older than `max_age_s`.
+"""
+
+import logging
+import os
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar, assert_never
+
+from proplet.agent import codec, wire
+from proplet.agent.events import (
+    Recovered,
+    RecoveredAttempt,
+    RunKey,
+    Save,
+    SaveAccepted,
+    SaveOutcome,
+    SaveReply,
+    SaveResend,
+    SaveState,
+)
+from proplet.agent.lifecycle import TERMINAL, State
+from proplet.agent.ports import OutboxRow, StorageError
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+_PAGE_BYTES = 1024
+_CHECKPOINT_PAGES = 4096  # of the write-ahead log: 4 MiB, so that a page written often is copied rarely
+
+_SCHEMA = """
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY,
+    task_id TEXT NOT NULL,
+    run INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    received_at REAL NOT NULL,
+    restarts INTEGER NOT NULL DEFAULT 0,
+    not_before REAL NOT NULL DEFAULT 0,
+    payload_hash TEXT NOT NULL,
+    module_digest TEXT,
+    start BLOB
+) STRICT;
+CREATE TABLE outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    sent INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL,
+    attempt INTEGER,
+    route TEXT NOT NULL,
+    payload BLOB NOT NULL
+) STRICT;
+"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxBounds:
+    """How much the outbox may hold. `keep_sent` delivered results stay to be repeated when their start is."""
+
+    keep_sent: int = 4096
+    max_count: int = 20_000
+    max_bytes: int = 64 * 1024 * 1024
+    max_age_s: float = 7 * 24 * 3600.0
+
+
+class SqliteJournal:
+    """The port `Journal` on one SQLite file. All of SQLite runs in one thread of its own."""
+
+    def __init__(self, path: Path, bounds: OutboxBounds) -> None:
+        self._path = path
+        self._bounds = bounds
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._rows: OrderedDict[RunKey, int] = OrderedDict()  # to the attempt's row id
+        self._outbox: dict[RunKey, int] = {}  # finished attempts to their message's seq
+        self._acknowledged: list[int] = []
+        self._since_sweep = 0
+        self._db: sqlite3.Connection
+
+    async def load(self) -> Recovered:
+        """Return what was accepted and not finished, and which attempts are known to have ended."""
+        return await self._call(self._load)
+
+    async def commit(self, saves: Sequence[Save]) -> None:
+        """Make all of `saves` durable at once. Raises StorageError, and then nothing was saved."""
+        await self._call(lambda: self._commit(saves))
+
+    async def pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
+        """Return the oldest undelivered messages with a `seq` above `after`."""
+        return await self._call(lambda: self._pending(after, limit))
+
+    async def sent(self, seqs: Sequence[int]) -> None:
+        """Note that messages were acknowledged. Written with the next commit: losing it only sends them again."""
+        self._acknowledged += seqs
+
+    async def flush(self) -> None:
+        """Write down the acknowledgements noted so far; for moments of quiet."""
+        if self._acknowledged:
+            await self.commit(())
+
+    async def unsent_attempts(self) -> Sequence[RunKey]:
+        """Return the finished attempts whose result nobody has acknowledged yet."""
+        return await self._call(self._unsent_attempts)
+
+    # --- in the journal's thread -----------------------------------------------------------------------------------
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        import asyncio
+
+        # Not cancellable: a commit that was begun is finished, whoever waited for it.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = not self._path.exists()
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=0)
+            if fresh:
+                os.chmod(self._path, 0o600)
+            self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            self._db.execute("PRAGMA cache_size=-1024")
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise self._storage_error(error) from error
+        except OSError as error:
+            raise StorageError(f"{self._path.parent} cannot be used: {error.strerror or error}") from error
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StorageError(
+                f"{self._path} was written by a newer proplet (schema {version}, this one knows {SCHEMA_VERSION}): "
+                "install that version again, or move the file away to start empty"
+            )
+        if version < SCHEMA_VERSION:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+
+    def _close(self) -> None:
+        if hasattr(self, "_db"):
+            try:
+                if self._acknowledged:
+                    self._commit(())
+            except StorageError as error:
+                log.warning("acknowledgements were not written, their results will be sent again: %s", error)
+            self._db.close()
+
+    def _storage_error(self, error: sqlite3.Error) -> StorageError:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            return StorageError(
+                f"{self._path} is in use by another node: stop that one, or give this one its own state"
+            )
+        if "full" in text:
+            return StorageError(f"the disk that holds {self._path} is full: free some space, work goes on by itself")
+        if "readonly" in text or "unable to open" in text:
+            return StorageError(f"{self._path} cannot be written: check the owner and mode of its directory ({text})")
+        if isinstance(error, sqlite3.DatabaseError) and ("malformed" in text or "not a database" in text):
+            return StorageError(f"{self._path} is damaged ({text}): move it away to start empty")
+        return StorageError(f"{self._path}: {text}")
+
+    def _load(self) -> Recovered:
+        try:
+            return self._load_rows()
+        except sqlite3.Error as error:
+            raise self._storage_error(error) from error
+
+    def _load_rows(self) -> Recovered:
+        unfinished: list[RecoveredAttempt] = []
+        finished: dict[RunKey, str] = {}
+        rows = self._db.execute(
+            "SELECT id, task_id, run, state, received_at, restarts, not_before, payload_hash, module_digest, start"
+            " FROM attempts ORDER BY id"
+        )
+        for row_id, task_id, run, word, received_at, restarts, not_before, payload_hash, digest, start in rows:
+            key, state = RunKey(task_id, run), State(word)
+            self._rows[key] = row_id
+            if state in TERMINAL:
+                finished[key] = payload_hash
+                continue
+            command = codec.decode_as(wire.Start, start)
+            unfinished.append(
+                RecoveredAttempt(key, command, digest, payload_hash, state, received_at, restarts, not_before)
+            )
+        keys = {row_id: key for key, row_id in self._rows.items()}
+        for seq, row_id in self._db.execute("SELECT seq, attempt FROM outbox WHERE attempt IS NOT NULL"):
+            if row_id in keys:
+                self._outbox[keys[row_id]] = seq
+        return Recovered(tuple(unfinished), finished)
+
+    def _commit(self, saves: Sequence[Save]) -> None:
+        acknowledged, self._acknowledged = self._acknowledged, []
+        rows, outbox = dict[RunKey, int](), dict[RunKey, int]()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for save in saves:
+                    self._save(save, rows, outbox)
+                self._db.executemany("UPDATE outbox SET sent = 1 WHERE seq = ?", ((s,) for s in acknowledged))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            self._acknowledged = acknowledged + self._acknowledged
+            raise self._storage_error(error) from error
+        self._rows |= rows
+        self._outbox |= outbox
+        self._since_sweep += len(saves)
+        if self._since_sweep >= 512:
+            self._since_sweep = 0
+            self._sweep()
+
+    def _save(self, save: Save, rows: dict[RunKey, int], outbox: dict[RunKey, int]) -> None:
+        match save:
+            case SaveAccepted(key, start, digest, payload_hash, received_at):
+                rows[key] = self._insert(
+                    "INSERT INTO attempts (task_id, run, state, received_at, payload_hash, module_digest, start)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        key.task_id,
+                        key.run,
+                        State.ACCEPTED.value,
+                        received_at,
+                        payload_hash,
+                        digest,
+                        codec.encode(start),
+                    ),
+                )
+            case SaveState(key, state, _, restarts, not_before):
+                self._db.execute(
+                    "UPDATE attempts SET state = ?, restarts = ?, not_before = ? WHERE id = ?",
+                    (state.value, restarts, not_before, self._row(key, rows)),
+                )
+            case SaveOutcome(key, state, at, payload_hash, route, payload):
+                row = rows.get(key) or self._rows.get(key)
+                if row is None:
+                    row = rows[key] = self._insert(
+                        "INSERT INTO attempts (task_id, run, state, received_at, payload_hash) VALUES (?, ?, ?, ?, ?)",
+                        (key.task_id, key.run, state.value, at, payload_hash),
+                    )
+                else:
+                    self._db.execute("UPDATE attempts SET state = ?, start = NULL WHERE id = ?", (state.value, row))
+                outbox[key] = self._post(route, payload, at, row)
+            case SaveReply(route, payload, at):
+                self._post(route, payload, at, None)
+            case SaveResend(key):
+                seq = outbox.get(key) or self._outbox.get(key)
+                if seq is not None:  # delivered long ago and beyond the bound: there is nothing to repeat
+                    outbox[key] = self._repeat(seq)
+            case _:
+                assert_never(save)
+
+    def _row(self, key: RunKey, rows: dict[RunKey, int]) -> int:
+        row = rows.get(key) or self._rows.get(key)
+        assert row is not None, f"{key} was never accepted"
+        return row
+
+    def _insert(self, statement: str, values: tuple[object, ...]) -> int:
+        row = self._db.execute(statement, values).lastrowid
+        assert row is not None
+        return row
+
+    def _post(self, route: str, payload: bytes, at: float, row: int | None) -> int:
+        return self._insert(
+            "INSERT INTO outbox (created_at, attempt, route, payload) VALUES (?, ?, ?, ?)", (at, row, route, payload)
+        )
+
+    def _repeat(self, seq: int) -> int:
+        """A delivered message goes to the end of the queue again; one that still waits stays where it is."""
+        row = self._db.execute("SELECT sent, created_at, attempt, route, payload FROM outbox WHERE seq = ?", (seq,))
+        found = row.fetchone()
+        if found is None or not found[0]:
+            return seq
+        self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+        return self._post(found[3], found[4], found[1], found[2])
+
+    def _pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
+        try:
+            rows = self._db.execute(
+                "SELECT seq, route, payload FROM outbox WHERE sent = 0 AND seq > ? ORDER BY seq LIMIT ?", (after, limit)
+            )
+            return [OutboxRow(*row) for row in rows]
+        except sqlite3.Error as error:
+            raise self._storage_error(error) from error
+
+    def _unsent_attempts(self) -> Sequence[RunKey]:
+        unsent = {seq for (seq,) in self._db.execute("SELECT seq FROM outbox WHERE sent = 0 AND attempt IS NOT NULL")}
+        return [key for key, seq in self._outbox.items() if seq in unsent]
+
+    # --- keeping it small -------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Hold the bounds. Runs every few hundred saves, in a transaction of its own; failing it costs only space."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._forget_finished()
+            self._hold_outbox_bounds(time.time())
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            log.warning("the journal could not be tidied: %s", self._storage_error(error))
+
+    def _forget_finished(self) -> None:
+        """Delivered results beyond the bound go, oldest first, and their attempts with them."""
+        (delivered,) = self._db.execute("SELECT count(*) FROM outbox WHERE sent = 1").fetchone()
+        surplus = delivered - self._bounds.keep_sent
+        if surplus <= 0:
+            return
+        gone = self._db.execute(
+            "SELECT seq, attempt FROM outbox WHERE sent = 1 ORDER BY seq LIMIT ?", (surplus,)
+        ).fetchall()
+        self._db.executemany("DELETE FROM outbox WHERE seq = ?", ((seq,) for seq, _ in gone))
+        ids = {row for _, row in gone if row is not None}
+        self._db.executemany("DELETE FROM attempts WHERE id = ?", ((i,) for i in ids))
+        for key in [k for k, row in self._rows.items() if row in ids]:
+            del self._rows[key]
+            self._outbox.pop(key, None)
+
+    def _hold_outbox_bounds(self, now: float) -> None:
+        bounds = self._bounds
+        old = self._db.execute("DELETE FROM outbox WHERE sent = 0 AND created_at < ?", (now - bounds.max_age_s,))
+        if old.rowcount:
+            log.warning("%d undelivered results older than %.0f s were dropped", old.rowcount, bounds.max_age_s)
+        count, size = self._db.execute("SELECT count(*), total(length(payload)) FROM outbox WHERE sent = 0").fetchone()
+        if count > bounds.max_count:
+            replies = self._db.execute(
+                "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE sent = 0 AND attempt IS NULL"
+                " ORDER BY seq LIMIT ?)",
+                (count - bounds.max_count,),
+            )
+            log.warning("%d undelivered answers to refused commands were dropped", replies.rowcount)
+        if size > bounds.max_bytes:
+            self._shorten(size - bounds.max_bytes)
+
+    def _shorten(self, surplus: float) -> None:
+        """Undelivered results lose their text, oldest first, until `surplus` bytes are saved."""
+        rows = self._db.execute(
+            "SELECT seq, payload FROM outbox WHERE sent = 0 AND attempt IS NOT NULL AND length(payload) > 1024 ORDER BY seq"
+        ).fetchall()
+        for seq, payload in rows:
+            if surplus <= 0:
+                return
+            short = shortened(payload)
+            self._db.execute("UPDATE outbox SET payload = ? WHERE seq = ?", (short, seq))
+            surplus -= len(payload) - len(short)
+            log.warning("the text of an undelivered result (%d bytes) was dropped: the outbox is full", len(payload))
+
+
+def shortened(payload: bytes) -> bytes:
+    """Return a result message without its text: how the task ended stays, the text says what happened to it."""
+    message = codec.decode_as(wire.Result, payload)
+    note = f"[{len(payload)} bytes dropped: the proplet's outbox was full]"
+    error = message.error and (message.error[:200] + " " + note if len(message.error) > 200 else message.error)
+    return codec.encode(replace(message, results=note, error=error))
+
+
+@asynccontextmanager
+async def open_journal(path: Path, bounds: OutboxBounds | None = None) -> AsyncIterator[SqliteJournal]:
+    """Open the journal at `path`, made if it is not there, for this process alone.
+
+    Raises:
+        StorageError: it cannot be used; the message says why (in use, full, not writable, damaged, newer).
+    """
+    journal = SqliteJournal(path, bounds or OutboxBounds())
+    try:
+        await journal._call(journal._open)  # noqa: SLF001 (its own module)
+        yield journal
+    finally:
+        await journal._call(journal._close)  # noqa: SLF001
+        journal._thread.shutdown()  # noqa: SLF001
