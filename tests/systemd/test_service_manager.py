@@ -15,7 +15,6 @@ import pytest
 
 from proplet.agent.systemd import (
     Directories,
-    DirectoryError,
     JournalFormatter,
     Notifier,
     TerminalFormatter,
