@@ -1,0 +1,248 @@
+"""The configuration of a node: layers of defaults, files and ``PROPLET_*`` variables, read into checked, frozen tables.
+
+From weakest to strongest: defaults of the program, defaults of this machine, the configuration file, ``conf.d/*.toml``
+beside it, the environment, flags. Without a file, an MQTT address (a flag or a variable) or credentials make an agent
+only; with nothing at all the node is agent, broker and manager on loopback.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proplet.agent.config_check import check
+from proplet.agent.config_env import leaf, read_environment
+from proplet.agent.config_files import (
+    FileProblem,
+    credentials_layer,
+    drop_ins,
+    given_in,
+    is_credentials_file,
+    layer_of,
+    read_toml,
+)
+from proplet.agent.config_reader import Given, Problem, Reading, Tree, overlay
+from proplet.agent.config_schema import NodeSettings
+from proplet.agent.config_secrets import secrets_layer
+from proplet.agent.systemd import DirectoryError, directories
+
+DEFAULT = "default"
+THIS_MACHINE = "this machine"
+
+#: sysexits.h, EX_CONFIG: the unit does not restart a node that ends with it.
+EXIT_CONFIG = 78
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; `problems` holds everything that is, the text one line for each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration with its story: files read, each value's origin by dotted path, what deserves a warning."""
+
+    settings: NodeSettings
+    files: tuple[Path, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def load(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, flags: Mapping[str, str] | None = None
+) -> NodeSettings:
+    """Return the settings; warnings go to the log.
+
+    Raises:
+        ConfigError: with all that is wrong, each problem naming file or variable, setting and remedy.
+    """
+    loaded = read(path, environ, flags)
+    for warning in loaded.warnings:
+        logging.getLogger(__name__).warning("%s", warning)
+    return loaded.settings
+
+
+def read(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, flags: Mapping[str, str] | None = None
+) -> Loaded:
+    """Return the settings with their story; `flags` are texts by dotted path, such as ``{"mqtt.address": "..."}``.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    sources = _Sources(environ)
+    sources.read_files(path)
+    sources.read_variables(flags or {})
+    tree = sources.tree()
+    reading = Reading(problems=sources.problems)
+    settings = reading.table(NodeSettings, tree)
+    assert isinstance(settings, NodeSettings)
+    if not reading.problems:
+        reading.problems.extend(check(settings, reading.origins))
+    if reading.problems:
+        raise ConfigError(reading.problems)
+    return Loaded(settings, tuple(sources.files), reading.origins, tuple(sources.warnings))
+
+
+@dataclass(slots=True)
+class _Sources:
+    """The layers while they are collected."""
+
+    environ: Mapping[str, str]
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    configuration: Tree = field(default_factory=dict)
+    credentials: Tree = field(default_factory=dict)
+    variables: Tree = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    configured: bool = False  # whether a configuration file, not only credentials, was there
+
+    def read_files(self, path: Path | None) -> None:
+        named = path or _named(self.environ)
+        if named is not None:
+            self._read_file(named)
+            return
+        try:
+            usual = directories(self.environ).config / "proplet.toml"
+        except DirectoryError:
+            return  # said by `_machine`, which needs the others, too
+        for candidate in ([usual] if _exists(usual) else []) + list(drop_ins(usual)):
+            self._read_file(candidate)
+
+    def _read_file(self, path: Path) -> None:
+        try:
+            document, text = read_toml(path)
+            layer = layer_of(path, document, text)
+            if is_credentials_file(document):
+                section = self.environ.get("PROPLET_CONFIG_SECTION") or "proplet"
+                self.credentials = overlay(self.credentials, credentials_layer(layer, path, section))
+            else:
+                self.configured = True
+                self.configuration = overlay(self.configuration, layer)
+            self.files.append(path)
+        except FileProblem as error:
+            self.configured = True
+            self.problems.append(error.problem)
+
+    def read_variables(self, flags: Mapping[str, str]) -> None:
+        found = read_environment(self.environ)
+        self.problems.extend(found.problems)
+        self.warnings.extend(found.warnings)
+        self.switches = found.switches
+        self.variables = found.settings
+        for setting, text in flags.items():
+            given = Given(text, "--" + setting.rpartition(".")[2].replace("_", "-"), text=True, base=Path.cwd())
+            self.variables = overlay(self.variables, leaf(setting, given))
+        if not self.files and not self.problems:
+            self._read_beside()
+
+    def _read_beside(self) -> None:
+        """Read ``./config.toml`` where the reference would: an address is given and a credential is missing."""
+        if given_in(self.variables, "mqtt.address") is None:
+            return
+        wanted = ("mqtt.domain", "mqtt.channel", "mqtt.client_id", "mqtt.client_key")
+        if all(given_in(self.variables, setting) for setting in wanted):
+            return
+        beside = Path.cwd() / "config.toml"
+        try:
+            document, text = read_toml(beside)
+            if is_credentials_file(document):
+                section = self.environ.get("PROPLET_CONFIG_SECTION") or "proplet"
+                self.credentials = credentials_layer(layer_of(beside, document, text), beside, section)
+                self.files.append(beside)
+        except FileProblem:
+            return  # not ours to complain about: nobody named it
+
+    def tree(self) -> Tree:
+        """Return all layers as one, the parts switched on and off, this machine's values and the secrets included."""
+        given = overlay(overlay(self.credentials, self.configuration), self.variables)
+        address = given_in(given, "mqtt.address")
+        alone = not self.configured and not self.credentials and address is None
+        for name in ("broker", "manager"):
+            on = self.switches.get(name, alone or isinstance(self.configuration.get(name), dict))
+            if on:
+                given.setdefault(name, {})
+            elif name in self.variables:
+                given.pop(name)
+                self.warnings.append(f"settings of the {name} are given, but it is off: PROPLET_{name.upper()}=true")
+            elif isinstance(given.get(name), dict):
+                given.pop(name)
+        tree = overlay(self._machine(given), given)
+        found = secrets_layer(tree, self.environ)
+        self.problems.extend(found.problems)
+        self.warnings.extend(found.warnings)
+        return overlay(tree, found.settings)
+
+    def _machine(self, given: Tree) -> Tree:
+        """Return the defaults that depend on the machine and on what was given."""
+        try:
+            places = directories(self.environ)
+        except DirectoryError as error:
+            self.problems.append(Problem("", "node.state_dir", str(error)))
+            return {}
+        own_broker = isinstance(given.get("broker"), dict)
+        client_id = given_in(given, "mqtt.client_id") or given_in(given, "node.id")
+        identity = client_id or Given(_machine_name(), THIS_MACHINE)
+        state = given_in(given, "node.state_dir")
+        runtime = given_in(given, "node.runtime_dir")
+        state_dir = str(state.raw) if state else str(places.state)
+        runtime_dir = str(runtime.raw) if runtime else str(places.runtime)
+        machine: Tree = {
+            "node": {
+                "id": identity,
+                "state_dir": Given(str(places.state), THIS_MACHINE),
+                "cache_dir": Given(str(places.cache), THIS_MACHINE),
+                "runtime_dir": Given(str(places.runtime), THIS_MACHINE),
+                "manifests_dir": Given(str(places.config / "manifests.d"), THIS_MACHINE),
+            },
+            "mqtt": {"client_id": identity},
+        }
+        if self.credentials and not self.configured:
+            # The reference's own default: its file holds credentials only.
+            machine["mqtt"] |= {"address": Given("tcp://localhost:1883", DEFAULT)}
+        elif own_broker:
+            machine["mqtt"] |= {"domain": Given("local", DEFAULT), "channel": Given("main", DEFAULT)}
+        if isinstance(given.get("manager"), dict):
+            machine["manager"] = {
+                "store": _beside(state, state_dir, "manager.db"),
+                "socket": _beside(runtime, runtime_dir, "proplet.sock"),
+            }
+        return machine
+
+
+def _beside(given: Given | None, directory: str, name: str) -> Given:
+    return Given(str(Path(directory) / name), THIS_MACHINE, base=given.base if given else Path())
+
+
+def _named(environ: Mapping[str, str]) -> Path | None:
+    text = environ.get("PROPLET_CONFIG_FILE", "")
+    return Path(text) if text and "\0" not in text else None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # reading it will say why it cannot be read
+
+
+def _machine_name() -> str:
+    """Return the host's name and eight characters from its machine id: the same at every start, unique to a device."""
+    import hashlib
+    import hmac
+
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname().partition(".")[0]) or "proplet"
+    try:
+        machine_id = Path("/etc/machine-id").read_bytes().strip()
+    except OSError:
+        machine_id = b""
+    if not machine_id:
+        return name
+    # machine-id(5): it is confidential and must not be sent as it is, only hashed with a key of the application.
+    return f"{name}-{hmac.new(machine_id, b'proplet', hashlib.sha256).hexdigest()[:8]}"

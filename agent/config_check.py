@@ -1,0 +1,133 @@
+"""Rules between settings, checked once all of them can be read: each problem says what to change."""
+
+import ipaddress
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from proplet.agent.config_reader import Problem
+from proplet.agent.config_schema import AgentTable, ApiTable, BrokerTable, MqttTable, NodeSettings
+from proplet.agent.mqtt_model import AddressError, parse_address
+
+# unix(7): sun_path holds 108 bytes, the last of them zero.
+_MAX_SOCKET_PATH = 107
+_MAX_ID = 128
+
+
+def check(settings: NodeSettings, origins: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what does not fit together. `origins` says where each setting was given."""
+    for setting, message in _rules(settings):
+        yield Problem(origins.get(setting, ""), setting, message)
+
+
+def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
+    yield from _identity(settings)
+    yield from _mqtt(settings.mqtt, own_broker=settings.broker is not None)
+    yield from _agent(settings.agent)
+    if settings.broker is not None:
+        yield from _broker(settings.broker)
+    if settings.manager is not None:
+        yield from _api(settings.manager.api)
+        if len(bytes(settings.manager.socket)) > _MAX_SOCKET_PATH:
+            yield "manager.socket", f"a Unix socket's path has at most {_MAX_SOCKET_PATH} bytes; set a shorter one"
+    for host, registry in settings.registries.items():
+        if (registry.username is None) != (registry.password is None):
+            yield f'registries."{host}"', "username and password (or password_file) belong together: give both or none"
+        yield from _readable(f'registries."{host}".ca_file', registry.ca_file)
+
+
+def _identity(settings: NodeSettings) -> Iterator[tuple[str, str]]:
+    node, client_id = settings.node, settings.mqtt.client_id
+    if client_id is not None and client_id != node.id:
+        yield (
+            "node.id",
+            f'is "{node.id}", but mqtt.client_id is "{client_id}": they are one thing, set only one of them',
+        )
+    yield from _topic_part("node.id", node.id)
+    if len(node.id) > _MAX_ID:
+        yield "node.id", f"must have at most {_MAX_ID} characters"
+    if not node.namespace.strip():
+        yield "node.namespace", 'must not be empty; the usual one is "default"'
+
+
+def _topic_part(setting: str, text: str) -> Iterator[tuple[str, str]]:
+    # MQTT 3.1.1 section 4.7: a level of a topic holds no separator and, in a name, no wildcard.
+    if not text or not text.isprintable() or any(character in "/+# " for character in text):
+        yield setting, "must be a part of MQTT topics: at least one character, none of them / + # or a space"
+
+
+def _mqtt(mqtt: MqttTable, *, own_broker: bool) -> Iterator[tuple[str, str]]:
+    if mqtt.address is None:
+        if not own_broker:
+            yield "mqtt.address", "is missing: name a broker (tcp://host:1883), or run one here with a [broker] table"
+            return
+    else:
+        yield from _address(mqtt.address)
+    for setting, text, variable in (
+        ("mqtt.domain", mqtt.domain, "PROPLET_DOMAIN_ID"),
+        ("mqtt.channel", mqtt.channel, "PROPLET_CHANNEL_ID"),
+    ):
+        if not text:
+            yield setting, f"is missing: the broker at mqtt.address needs it ({variable})"
+        else:
+            yield from _topic_part(setting, text)
+    yield from _readable("mqtt.tls.ca_file", mqtt.tls.ca_file)
+    yield from _pair("mqtt.tls.cert_file", mqtt.tls.cert_file, "mqtt.tls.key_file", mqtt.tls.key_file)
+
+
+def _address(address: str) -> Iterator[tuple[str, str]]:
+    try:
+        parse_address(address)
+    except AddressError as error:
+        yield "mqtt.address", str(error)
+
+
+def _agent(agent: AgentTable) -> Iterator[tuple[str, str]]:
+    for key in ("memory_bytes", "cpu_s", "wall_s", "output_bytes", "stack_bytes", "fuel"):
+        default, ceiling = getattr(agent.limits, key), getattr(agent.ceilings, key)
+        if ceiling is not None and (math.inf if default is None else default) > ceiling:
+            name = key.removesuffix("_s").removesuffix("_bytes")
+            yield f"agent.limits.{name}", f"is above agent.ceilings.{name}: lower it, or raise the ceiling"
+
+
+def _broker(broker: BrokerTable) -> Iterator[tuple[str, str]]:
+    yield from _pair("broker.tls_cert_file", broker.tls_cert_file, "broker.tls_key_file", broker.tls_key_file)
+    if not is_loopback(broker.host) and broker.tls_cert_file is None:
+        yield (
+            "broker.host",
+            f"{broker.host} is not loopback: give tls_cert_file and tls_key_file, or use 127.0.0.1",
+        )
+
+
+def _api(api: ApiTable) -> Iterator[tuple[str, str]]:
+    yield from _pair("manager.api.tls_cert_file", api.tls_cert_file, "manager.api.tls_key_file", api.tls_key_file)
+    if api.host is not None and not is_loopback(api.host) and api.tls_cert_file is None:
+        yield "manager.api.host", f"{api.host} is not loopback: give tls_cert_file and tls_key_file, or use 127.0.0.1"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listener on `host` can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _pair(first: str, certificate: Path | None, second: str, key: Path | None) -> Iterator[tuple[str, str]]:
+    if (certificate is None) != (key is None):
+        yield (second, f"belongs to {first}: give both") if key is None else (first, f"belongs to {second}: give both")
+        return
+    yield from _readable(first, certificate)
+    yield from _readable(second, key)
+
+
+def _readable(setting: str, path: Path | None) -> Iterator[tuple[str, str]]:
+    if path is None:
+        return
+    try:
+        with path.open("rb"):
+            return
+    except (OSError, ValueError) as error:
+        yield setting, f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -1,0 +1,218 @@
+"""Every setting of a node as frozen tables; field names follow the conventions of `proplet.agent.config_reader`.
+
+These are values of the file, not of any library: `proplet.agent.app` turns them into what each part takes. Defaults
+that depend on the machine (directories, the id) are laid under the file by `proplet.agent.config`: "set by load".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from proplet.agent.config_reader import Secret, setting
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+DAY_S = 86400.0
+
+
+class LogLevel(Enum):
+    """How much is logged, in the reference's words."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTable:
+    """``[node]``: who this is and where it keeps its files. `id` is proplet id, MQTT client id and user name."""
+
+    id: str = ""  # set by load: the MQTT client id, or the host's name and eight characters of its machine id
+    namespace: str = "default"
+    description: str | None = None
+    tags: tuple[str, ...] = ()
+    location: str | None = None
+    collect_system_info: bool = True
+    log_level: LogLevel = LogLevel.INFO
+    # The directories are set by load: systemd's, or XDG's.
+    state_dir: Path = Path()
+    cache_dir: Path = Path()
+    runtime_dir: Path = Path()
+    manifests_dir: Path = Path()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsTable:
+    """``[mqtt.tls]``: certificates for ssl, tls, mqtts and wss addresses; `ca_file` replaces the system's."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    insecure_skip_verify: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MqttTable:
+    """``[mqtt]``: the broker and the channel. Without `address` the node uses the broker it runs itself."""
+
+    address: str | None = None
+    domain: str = ""  # "local" with the node's own broker
+    channel: str = ""  # "main" with the node's own broker
+    client_id: str | None = None  # the same as node.id
+    client_key: Secret | None = None  # load fills it from client_key_file or a systemd credential
+    client_key_file: Path | None = None
+    qos: int = setting(1, least=0, most=2)  # of heartbeats and metrics; commands and results are always QoS 1
+    keep_alive_s: float = setting(30.0, least=5, most=65535)
+    timeout_s: float = setting(30.0, least=1)
+    max_packet_size_bytes: int = setting(10 * MIB, least=64 * KIB, most=256 * MIB)
+    tls: TlsTable = field(default_factory=TlsTable)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsTable:
+    """``[agent.limits]``, what a task gets that says nothing, and ``[agent.ceilings]``, what none may exceed."""
+
+    memory_bytes: int | None = setting(None, least=64 * KIB)
+    cpu_s: float | None = None
+    wall_s: float | None = None
+    output_bytes: int | None = None
+    stack_bytes: int | None = setting(None, least=16 * KIB)
+    fuel: int | None = setting(None, least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultLimitsTable:
+    """``[agent.limits]``: what a task gets that asks for nothing; "none" takes a time limit away."""
+
+    memory_bytes: int = setting(64 * MIB, least=64 * KIB)
+    cpu_s: float | None = 60.0
+    wall_s: float | None = 3600.0
+    output_bytes: int = MIB
+    stack_bytes: int = setting(512 * KIB, least=16 * KIB)
+    fuel: int | None = setting(None, least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxTable:
+    """``[agent.outbox]``: bounds of what waits for the broker; beyond them the oldest metrics go first."""
+
+    count: int = setting(10_000, least=1)
+    size_bytes: int = setting(64 * MIB, least=MIB)
+    age_s: float = setting(7 * DAY_S, least=60)
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionTable:
+    """``[agent.results]``: how many sent results are kept, and how long, to answer a repeated start with."""
+
+    count: int = setting(10_000, least=0)
+    age_s: float = setting(7 * DAY_S, least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTable:
+    """``[agent]``: how much runs at once, how often it reports, what it keeps."""
+
+    max_running: int = setting(16, least=1, most=1024)
+    liveliness_interval_s: float = setting(10.0, least=1)
+    metrics_interval_s: float = setting(10.0, least=1)
+    enable_monitoring: bool = True
+    limits: DefaultLimitsTable = field(default_factory=DefaultLimitsTable)
+    ceilings: LimitsTable = field(default_factory=LimitsTable)
+    outbox: OutboxTable = field(default_factory=OutboxTable)
+    results: RetentionTable = field(default_factory=RetentionTable)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeTable:
+    """``[runtime]``: the worker that runs guests and the builder that prepares modules."""
+
+    idle_timeout_s: float = setting(300.0, least=1)
+    quarantine_after: int = setting(3, least=1)
+    compile_timeout_s: float = setting(300.0, least=1)
+    compile_memory_bytes: int = setting(768 * MIB, least=64 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class ModulesTable:
+    """``[modules]``: what is kept of pulled modules, and the limits of every pull."""
+
+    cache_size_bytes: int = setting(2 * GIB, least=0)
+    max_module_size_bytes: int = setting(100 * MIB, least=KIB)
+    concurrent_pulls: int = setting(2, least=1, most=32)
+    pull_timeout_s: float = setting(600.0, least=1)
+    docker_config: Path | None = None
+    use_docker_config: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryTable:
+    """``[registries."host:port"]``: what is particular to one registry; plain HTTP is the default on loopback only."""
+
+    plain_http: bool | None = None
+    ca_file: Path | None = None
+    insecure: bool = False
+    username: str | None = None
+    password: Secret | None = None  # load fills it from password_file or a systemd credential
+    password_file: Path | None = None
+
+
+class BrokerEngine(Enum):
+    """Which program is the node's own broker; AUTO is mosquitto where it is installed."""
+
+    AUTO = "auto"
+    MOSQUITTO = "mosquitto"
+    AMQTT = "amqtt"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerTable:
+    """``[broker]``: the node's own MQTT broker. Beyond loopback it listens only with TLS."""
+
+    engine: BrokerEngine = BrokerEngine.AUTO
+    host: str = "127.0.0.1"
+    port: int = setting(1883, least=0, most=65535)
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    max_connections: int = setting(1000, least=1)
+    max_packet_size_bytes: int = setting(10 * MIB, least=64 * KIB, most=256 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiTable:
+    """``[manager.api]``: the HTTP API on TCP; it is always on the Unix socket. Without `host` there is no TCP."""
+
+    host: str | None = None
+    port: int = setting(7070, least=0, most=65535)
+    token: Secret | None = None  # load fills it from token_file or a systemd credential
+    token_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerTable:
+    """``[manager]``: the control plane of the proplets on this channel."""
+
+    store: Path = Path()  # set by load: manager.db in the state directory
+    socket: Path = Path()  # set by load: proplet.sock in the runtime directory
+    liveliness_timeout_s: float = setting(30.0, least=2)
+    default_deadline_s: float | None = 3600.0
+    api: ApiTable = field(default_factory=ApiTable)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Everything a node is told: the whole configuration, checked."""
+
+    node: NodeTable = field(default_factory=NodeTable)
+    mqtt: MqttTable = field(default_factory=MqttTable)
+    agent: AgentTable = field(default_factory=AgentTable)
+    runtime: RuntimeTable = field(default_factory=RuntimeTable)
+    modules: ModulesTable = field(default_factory=ModulesTable)
+    registries: Mapping[str, RegistryTable] = field(default_factory=dict)
+    broker: BrokerTable | None = None
+    manager: ManagerTable | None = None
