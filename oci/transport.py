@@ -1,0 +1,305 @@
+"""The HTTP session under a registry client: guarded addresses, time limits that hold, bodies that end.
+
+requests by itself waits for ever, reads any body into memory, takes passwords from ``~/.netrc`` and follows redirects
+anywhere. Each is closed here, below everything that oras does with the session. Imports requests: load it late.
+"""
+
+import ipaddress
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import requests.adapters
+from urllib3 import HTTPResponse
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from proplet.oci.addresses import is_forbidden, is_loopback
+from proplet.oci.errors import AddressRefused, PullCancelled, PullTimeout, RegistryError
+
+_TICK_S = 0.1  # how late a cancellation may be noticed
+_CHUNK = 128 * 1024
+_MAX_SMALL_BODY = 1024 * 1024
+_MAX_REDIRECTS = 5
+
+
+class Watch:
+    """The deadline of a whole pull, and the caller's wish to stop, both enforced while a socket blocks.
+
+    A thread shuts every adopted connection down when time is up or ``cancelled()`` says so; the blocked read then fails
+    and ``check`` says why. ``cancelled`` is called in that thread and must be quick.
+    """
+
+    def __init__(self, seconds: float, cancelled: Callable[[], bool]) -> None:
+        """Start watching; ``close`` ends it."""
+        self._seconds = seconds
+        self._cancelled = cancelled
+        self._clock = threading.Event()  # set when the pull is over
+        self._halted = threading.Event()  # set when it must stop
+        self._error: type[PullCancelled | PullTimeout] | None = None
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._end = time.monotonic() + seconds
+        self._thread = threading.Thread(target=self._run, name="proplet-pull-watch", daemon=True)
+        self._thread.start()
+
+    def remaining(self) -> float:
+        """Seconds left, never less than a tick."""
+        return max(self._end - time.monotonic(), _TICK_S)
+
+    def check(self) -> None:
+        """Go on, or stop.
+
+        Raises:
+            PullCancelled: the caller said so.
+            PullTimeout: the total limit is reached.
+        """
+        self._look()
+        if self._error is PullCancelled:
+            raise PullCancelled("the pull was cancelled")
+        if self._error is PullTimeout:
+            raise PullTimeout(
+                f"the pull took longer than its limit of {self._seconds:g} s: try again or raise the limit"
+            )
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than the pull may go on.
+
+        Raises:
+            PullCancelled, PullTimeout: as for ``check``.
+        """
+        self._halted.wait(seconds)
+        self.check()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Shut this connection down too when the time comes. A duplicate is kept: TLS takes over the original."""
+        with self._lock:
+            self._sockets.append(socket.socket(fileno=os.dup(connection.fileno())))
+        if self._halted.is_set():
+            self._shut()
+
+    def close(self) -> None:
+        """End the thread and let go of the connections."""
+        self._clock.set()
+        self._thread.join()
+        with self._lock:
+            for connection in self._sockets:
+                connection.close()
+            self._sockets.clear()
+
+    def _run(self) -> None:
+        while not self._clock.wait(_TICK_S) and not self._halted.is_set():
+            self._look()
+
+    def _look(self) -> None:
+        if self._error is None and (self._cancelled() or time.monotonic() >= self._end):
+            self._error = PullTimeout if time.monotonic() >= self._end else PullCancelled
+            self._halted.set()
+            self._shut()
+
+    def _shut(self) -> None:
+        with self._lock:
+            for connection in self._sockets:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+class AddressGuard:
+    """Which addresses a pull may connect to: never link-local or metadata; loopback only for a registry there."""
+
+    def __init__(self, registry_host: str) -> None:
+        """Guard a pull from this host (no port, no brackets)."""
+        self._registry_host = registry_host
+        self._registry_on_loopback = is_loopback(registry_host)
+
+    def admit(self, host: str, address: str) -> None:
+        """Let a connection to ``address``, which is what ``host`` stands for, be made.
+
+        Raises:
+            AddressRefused: it is one of those a pull never connects to.
+        """
+        if is_forbidden(address):
+            raise AddressRefused(f"{host} is at {address}, a link-local or metadata address: pulls never go there")
+        if is_loopback(address) and host != self._registry_host and not self._registry_on_loopback:
+            raise AddressRefused(f"the registry sent us to {host} ({address}), on this device itself: not followed")
+
+    def admit_host(self, host: str, port: int | None) -> None:
+        """Let a connection to every address of a host be made. A name that does not resolve is left to the connection.
+
+        Raises:
+            AddressRefused: one of them is refused.
+        """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return
+        for *_, address in found:
+            self.admit(host, str(address[0]))
+
+
+class GuardedAdapter(requests.adapters.HTTPAdapter):
+    """Connections that ask the guard and obey the watch, and bodies of bounded length unless they are streamed."""
+
+    def __init__(self, guard: AddressGuard, watch: Watch) -> None:
+        """Keep no more than a few connections: a pull speaks to two or three hosts."""
+        self._guard = guard
+        self._pools = _pools(guard.admit_host, guard.admit, watch)
+        # A proxy is the operator's choice and may well be on loopback: only its connections are watched.
+        self._proxy_pools = _pools(lambda _host, _port: None, lambda _host, _address: None, watch)
+        super().__init__(pool_connections=4, pool_maxsize=2)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pool manager use our connections."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Make a proxy's pool manager use our connections."""
+        proxies = super().proxy_manager_for(proxy, **kwargs)
+        proxies.pool_classes_by_scheme = self._proxy_pools
+        return proxies
+
+    def send(  # noqa: PLR0917 - the signature of requests
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: float | tuple[float | None, float | None] | None = None,
+        verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
+        proxies: dict[str, str] | None = None,
+    ) -> requests.Response:
+        """Send one request; a redirect's own body is dropped, any other that is not streamed is read up to 1 MiB.
+
+        Raises:
+            AddressRefused: the URL names a refused address.
+            RegistryError: the body is longer.
+        """
+        host = urlsplit(request.url or "").hostname or ""
+        with suppress(ValueError):
+            self._guard.admit(str(host), str(ipaddress.ip_address(str(host))))
+        response = super().send(request, True, timeout, verify, cert, proxies)
+        if response.is_redirect:
+            _replace_body(response, b"")
+        elif not stream:
+            _replace_body(response, read_body(response, _MAX_SMALL_BODY))
+        return response
+
+
+class GuardedSession(requests.Session):
+    """A session for one pull: a timeout on every request, no ``.netrc``, credentials never sent to another host."""
+
+    def __init__(self, guard: AddressGuard, watch: Watch, connect_s: float, read_s: float, *, proxies: bool) -> None:
+        """``proxies``: use those of the environment (not for a registry on loopback)."""
+        super().__init__()
+        self._watch = watch
+        self._connect_s = connect_s
+        self._read_s = read_s
+        self.trust_env = proxies
+        self.auth = _keep_headers  # otherwise requests looks into ~/.netrc
+        self.max_redirects = _MAX_REDIRECTS
+        # Digests are of the bytes as stored; compression would only hide how many there are.
+        self.headers["Accept-Encoding"] = "identity"
+        adapter = GuardedAdapter(guard, watch)
+        self.mount("https://", adapter)
+        self.mount("http://", adapter)
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send, with time limits even where the caller (oras) sets none.
+
+        Raises:
+            PullCancelled, PullTimeout: the pull must stop.
+        """
+        self._watch.check()
+        left = self._watch.remaining()
+        if not kwargs.get("timeout"):
+            kwargs["timeout"] = (min(self._connect_s, left), min(self._read_s, left))
+        return super().send(request, **kwargs)
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Decide about a redirect: no credentials for another host, no step down from https.
+
+        Raises:
+            AddressRefused: it leads from https to http.
+        """
+        old, new = str(response.request.url), str(prepared_request.url)
+        if old.startswith("https:") and not new.startswith("https:"):
+            where = urlsplit(new).hostname
+            raise AddressRefused(f"the registry redirects from https to plain http at {where}: not followed")
+        if self.should_strip_auth(old, new):
+            prepared_request.headers.pop("Authorization", None)
+
+
+def body_chunks(response: requests.Response) -> Iterator[bytes]:
+    """The body as it arrives, undecoded. One read of the socket each, so that a trickle cannot outlast a time limit."""
+    while chunk := response.raw.read1(_CHUNK, decode_content=False):
+        yield chunk
+
+
+def read_body(response: requests.Response, limit: int) -> bytes:
+    """A small body.
+
+    Raises:
+        RegistryError: it is longer than ``limit`` bytes.
+    """
+    body = bytearray()
+    for chunk in body_chunks(response):
+        body += chunk
+        if len(body) > limit:
+            response.close()
+            raise RegistryError(
+                f"{urlsplit(str(response.url)).hostname} answers with more than {limit} bytes: not read"
+            )
+    return bytes(body)
+
+
+def _replace_body(response: requests.Response, body: bytes) -> None:
+    response.close()
+    headers: Mapping[str, str] = {key: value for key, value in response.headers.items() if key.lower() == "location"}
+    response.raw = HTTPResponse(BytesIO(body), headers=headers, status=response.status_code, preload_content=False)
+
+
+def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _pools(
+    admit_host: Callable[[str, int | None], None], admit: Callable[[str, str], None], watch: Watch
+) -> dict[str, type[HTTPConnectionPool]]:
+    """Connection pools whose connections ask before and after they connect.
+
+    Before, so that a refused host never sees a packet; after, because a name may have come to mean something else.
+    """
+
+    def connected(host: str, connection: socket.socket) -> socket.socket:
+        try:
+            admit(host, str(connection.getpeername()[0]))
+        except BaseException:
+            connection.close()
+            raise
+        watch.adopt(connection)
+        return connection
+
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            admit_host(self.host, self.port)
+            return connected(self.host, super()._new_conn())
+
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            admit_host(self.host, self.port)
+            return connected(self.host, super()._new_conn())
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
