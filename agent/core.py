@@ -46,6 +46,7 @@ from proplet.agent.events import (
 )
 from proplet.agent.lifecycle import TERMINAL, State, advance
 from proplet.agent.lifecycle import Event as Life
+from proplet.agent.results import result_of
 from proplet.agent.topics import Route
 from proplet.agent.wire import Reason, RestartPolicy, Start
 
@@ -117,6 +118,7 @@ class Core:
         self._attempts: dict[RunKey, _Attempt] = {}
         self._runs: dict[str, list[RunKey]] = {}  # per task, unfinished runs, oldest first
         self._waiting: OrderedDict[RunKey, None] = OrderedDict()  # accepted or backing off, in order of arrival
+        self._backing_off: set[RunKey] = set()
         self._active = 0
         self._finished: OrderedDict[RunKey, str] = OrderedDict()  # key to payload hash
         self._newest: dict[str, int] = {}  # per task, the newest finished run still known
@@ -138,8 +140,7 @@ class Core:
 
     def next_due(self) -> float | None:
         """Return when the next backoff ends, or None."""
-        times = [self._attempts[k].not_before for k in self._waiting if self._attempts[k].state is State.WAITING]
-        return min(times, default=None)
+        return min((self._attempts[key].not_before for key in self._backing_off), default=None)
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -200,7 +201,7 @@ class Core:
             return self._reply(start.id, number, Reason.OVERLOADED, text, now)
         older = [self._supersede(self._attempts[k], now) for k in self._runs.get(start.id, ())]
         self._hold(attempt)
-        self._waiting[key] = None
+        self._wait(attempt)
         accepted = SaveAccepted(key, start, event.module_digest, event.payload_hash, now)
         return Step(
             (*(s for step in older for s in step.save), accepted), tuple(e for step in older for e in step.then)
@@ -269,8 +270,10 @@ class Core:
 
     def _on_ready(self, event: ModuleReady, now: float) -> Step:
         attempt = self._attempts.get(event.key)
-        if attempt is None or attempt.state is not State.PREPARING:
-            return Step()  # stopped meanwhile: the cancelled preparation still tells RunEnded
+        if attempt is None:
+            return Step()
+        if attempt.state is State.STOPPING:  # the module was ready before the stop could cancel it
+            return self._settle(attempt, Outcome(Reason.STOPPED), now)
         attempt.state = advance(attempt.state, Life.PREPARED)
         attempt.since = now
         attempt.image_digest = event.image_digest or attempt.image_digest
@@ -320,7 +323,7 @@ class Core:
         attempt.restarts += 1
         attempt.state = advance(attempt.state, Life.RETRY)
         attempt.since, attempt.not_before = now, now + delay
-        self._waiting[attempt.key] = None
+        self._wait(attempt)
         why = outcome.error or "it ended"
         note = Note(f"runs again in {delay:g} s (restart {attempt.restarts}): {why}", attempt.key.task_id, warning=True)
         return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, attempt.not_before),), (note,))
@@ -330,7 +333,15 @@ class Core:
         state = State.FAILED if event is None else advance(attempt.state, event)
         assert state in TERMINAL
         attempt.stages |= {"run": outcome.run_s, "total": max(0.0, now - attempt.received_at)}
-        message = _result(attempt, outcome, self._settings.proplet_id)
+        message = result_of(
+            attempt.start,
+            outcome,
+            proplet_id=self._settings.proplet_id,
+            stages=attempt.stages,
+            image_digest=attempt.image_digest,
+            restarts=attempt.restarts,
+            start_kind=attempt.start_kind,
+        )
         self._drop(attempt.key)
         self._remember(attempt.key, attempt.payload_hash)
         saved = SaveOutcome(attempt.key, state, now, attempt.payload_hash, Route.RESULTS.value, codec.encode(message))
@@ -359,14 +370,14 @@ class Core:
             attempt.not_before = min(attempt.not_before, now + BACKOFF_MAX_S)
             if attempt.state is not State.WAITING:
                 attempt.state = State.ACCEPTED
-            self._waiting[attempt.key] = None
+            self._wait(attempt)
             return Step()
         repeat = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
         if repeat and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit):
             attempt.state = advance(attempt.state, Life.RETRY)
             attempt.restarts += 1
             attempt.not_before = now
-            self._waiting[attempt.key] = None
+            self._wait(attempt)
             note = Note("runs again: the node was restarted while it ran", attempt.key.task_id)
             return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, now),), (note,))
         text = _ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
@@ -389,6 +400,7 @@ class Core:
                 chosen.append(attempt)
         for attempt in chosen:
             del self._waiting[attempt.key]
+            self._backing_off.discard(attempt.key)
             if attempt.state is State.ACCEPTED:
                 attempt.stages["queue"] = max(0.0, now - attempt.received_at)
             attempt.state = advance(attempt.state, Life.PREPARE)
@@ -397,6 +409,11 @@ class Core:
             then.append(Prepare(attempt.key, attempt.start, attempt.module_digest))
         return replace(step, then=(*step.then, *then)) if then else step
 
+    def _wait(self, attempt: _Attempt) -> None:
+        self._waiting[attempt.key] = None
+        if attempt.state is State.WAITING:
+            self._backing_off.add(attempt.key)
+
     def _hold(self, attempt: _Attempt) -> None:
         self._attempts[attempt.key] = attempt
         self._runs.setdefault(attempt.key.task_id, []).append(attempt.key)
@@ -404,6 +421,7 @@ class Core:
     def _drop(self, key: RunKey) -> None:
         self._attempts.pop(key, None)
         self._waiting.pop(key, None)
+        self._backing_off.discard(key)
         runs = self._runs.get(key.task_id, [])
         if key in runs:
             runs.remove(key)
@@ -446,35 +464,3 @@ def _unsupported(start: Start) -> str | None:
     if start.latent:
         return "latent tasks are not supported by this version of the proplet; start the task without `latent`"
     return None
-
-
-def _result(attempt: _Attempt, outcome: Outcome, proplet_id: str) -> wire.Result:
-    """The message that tells an attempt's outcome, in the reference's shape with our `ext`."""
-    usage = wire.Usage(
-        cpu_seconds=outcome.cpu_s,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        wall_seconds={k: round(v, 6) for k, v in attempt.stages.items()},
-        start_kind=(outcome.start_kind or attempt.start_kind or StartKind.COLD).value,
-    )
-    ext = wire.ResultTerms(
-        attempt=attempt.start.ext.attempt if attempt.start.ext else None,
-        reason=outcome.reason,
-        exit_code=outcome.exit_code,
-        image_digest=attempt.image_digest,
-        usage=usage,
-        restarts=attempt.restarts,
-    )
-    error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
-    results: str | wire.FederatedUpdate = outcome.results
-    env = attempt.start.env
-    if error is None and env.get("ROUND_ID"):
-        samples = env.get("FL_NUM_SAMPLES", "1")
-        results = wire.FederatedUpdate(
-            attempt.key.task_id,
-            env["ROUND_ID"],
-            env.get("PROPLET_ID") or proplet_id,
-            int(samples) if samples.isdecimal() else 1,
-            outcome.results.encode(),
-            env.get("FL_FORMAT") or "f32-delta",
-        )
-    return wire.Result(attempt.key.task_id, proplet_id, results, error, ext)

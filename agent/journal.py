@@ -10,14 +10,13 @@ stays, its text becomes a line that says so), last whatever is older than `max_a
 """
 
 import logging
-import os
 import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -35,12 +34,13 @@ from proplet.agent.events import (
 )
 from proplet.agent.lifecycle import TERMINAL, State
 from proplet.agent.ports import OutboxRow, StorageError
+from proplet.agent.results import shortened
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-_PAGE_BYTES = 1024
-_CHECKPOINT_PAGES = 4096  # of the write-ahead log: 4 MiB, so that a page written often is copied rarely
+_PAGE_BYTES = 2048
+_CHECKPOINT_PAGES = 2048  # of the write-ahead log: 4 MiB, so that a page written often is copied rarely
 
 _SCHEMA = """
 CREATE TABLE attempts (
@@ -70,9 +70,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class OutboxBounds:
-    """How much the outbox may hold. `keep_sent` delivered results stay to be repeated when their start is."""
+    """How much the outbox may hold.
+
+    Of the delivered results the newest `keep_sent`, at most `keep_sent_bytes`, stay to be repeated when their start is.
+    """
 
     keep_sent: int = 4096
+    keep_sent_bytes: int = 16 * 1024 * 1024
     max_count: int = 20_000
     max_bytes: int = 64 * 1024 * 1024
     max_age_s: float = 7 * 24 * 3600.0
@@ -101,7 +105,9 @@ class SqliteJournal:
 
     async def pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
         """Return the oldest undelivered messages with a `seq` above `after`."""
-        return await self._call(lambda: self._pending(after, limit))
+        noted = frozenset(self._acknowledged)
+        rows = await self._call(lambda: self._pending(after, limit + len(noted)))
+        return [row for row in rows if row.seq not in noted][:limit]
 
     async def sent(self, seqs: Sequence[int]) -> None:
         """Note that messages were acknowledged. Written with the next commit: losing it only sends them again."""
@@ -130,7 +136,7 @@ class SqliteJournal:
             fresh = not self._path.exists()
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=0)
             if fresh:
-                os.chmod(self._path, 0o600)
+                self._path.chmod(0o600)
             self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -211,9 +217,10 @@ class SqliteJournal:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                # First, so that a result delivered just now and asked for again is delivered again.
+                self._db.executemany("UPDATE outbox SET sent = 1 WHERE seq = ?", ((s,) for s in acknowledged))
                 for save in saves:
                     self._save(save, rows, outbox)
-                self._db.executemany("UPDATE outbox SET sent = 1 WHERE seq = ?", ((s,) for s in acknowledged))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -322,13 +329,20 @@ class SqliteJournal:
 
     def _forget_finished(self) -> None:
         """Delivered results beyond the bound go, oldest first, and their attempts with them."""
-        (delivered,) = self._db.execute("SELECT count(*) FROM outbox WHERE sent = 1").fetchone()
-        surplus = delivered - self._bounds.keep_sent
-        if surplus <= 0:
+        delivered = self._db.execute(
+            "SELECT seq, attempt, length(payload) FROM outbox WHERE sent = 1 ORDER BY seq DESC"
+        )
+        gone, room = list[tuple[int, int | None]](), self._bounds.keep_sent_bytes
+        for nth, (seq, row, size) in enumerate(delivered.fetchall()):
+            room -= size
+            if nth >= self._bounds.keep_sent or room < 0:
+                gone.append((seq, row))
+        self._remove(gone)
+
+    def _remove(self, gone: Sequence[tuple[int, int | None]]) -> None:
+        """Delete messages and the finished attempts they tell of."""
+        if not gone:
             return
-        gone = self._db.execute(
-            "SELECT seq, attempt FROM outbox WHERE sent = 1 ORDER BY seq LIMIT ?", (surplus,)
-        ).fetchall()
         self._db.executemany("DELETE FROM outbox WHERE seq = ?", ((seq,) for seq, _ in gone))
         ids = {row for _, row in gone if row is not None}
         self._db.executemany("DELETE FROM attempts WHERE id = ?", ((i,) for i in ids))
@@ -338,9 +352,12 @@ class SqliteJournal:
 
     def _hold_outbox_bounds(self, now: float) -> None:
         bounds = self._bounds
-        old = self._db.execute("DELETE FROM outbox WHERE sent = 0 AND created_at < ?", (now - bounds.max_age_s,))
-        if old.rowcount:
-            log.warning("%d undelivered results older than %.0f s were dropped", old.rowcount, bounds.max_age_s)
+        old = self._db.execute(
+            "SELECT seq, attempt FROM outbox WHERE sent = 0 AND created_at < ?", (now - bounds.max_age_s,)
+        ).fetchall()
+        if old:
+            self._remove(old)
+            log.warning("%d undelivered results older than %.0f s were dropped", len(old), bounds.max_age_s)
         count, size = self._db.execute("SELECT count(*), total(length(payload)) FROM outbox WHERE sent = 0").fetchone()
         if count > bounds.max_count:
             replies = self._db.execute(
@@ -355,7 +372,8 @@ class SqliteJournal:
     def _shorten(self, surplus: float) -> None:
         """Undelivered results lose their text, oldest first, until `surplus` bytes are saved."""
         rows = self._db.execute(
-            "SELECT seq, payload FROM outbox WHERE sent = 0 AND attempt IS NOT NULL AND length(payload) > 1024 ORDER BY seq"
+            "SELECT seq, payload FROM outbox WHERE sent = 0 AND attempt IS NOT NULL AND length(payload) > 1024"
+            " ORDER BY seq"
         ).fetchall()
         for seq, payload in rows:
             if surplus <= 0:
@@ -364,14 +382,6 @@ class SqliteJournal:
             self._db.execute("UPDATE outbox SET payload = ? WHERE seq = ?", (short, seq))
             surplus -= len(payload) - len(short)
             log.warning("the text of an undelivered result (%d bytes) was dropped: the outbox is full", len(payload))
-
-
-def shortened(payload: bytes) -> bytes:
-    """Return a result message without its text: how the task ended stays, the text says what happened to it."""
-    message = codec.decode_as(wire.Result, payload)
-    note = f"[{len(payload)} bytes dropped: the proplet's outbox was full]"
-    error = message.error and (message.error[:200] + " " + note if len(message.error) > 200 else message.error)
-    return codec.encode(replace(message, results=note, error=error))
 
 
 @asynccontextmanager

@@ -9,7 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from proplet.agent.events import Outcome, Recovered, Save, StartKind
+from proplet.agent.events import Outcome, Recovered, RunKey, Save, StartKind
+from proplet.agent.mqtt_model import Delivery
 from proplet.agent.wire import Permissions, PullPolicy, Reason
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GuestLimits",
     "Job",
     "Journal",
+    "Link",
     "ModuleError",
     "ModuleKind",
     "ModuleWanted",
@@ -184,4 +186,34 @@ class Journal(Protocol):
 
     async def sent(self, seqs: Sequence[int]) -> None:
         """Note that rows were acknowledged; losing this note only sends them again."""
+        ...
+
+    async def flush(self) -> None:
+        """Write such notes down now; for moments of quiet."""
+        ...
+
+    async def unsent_attempts(self) -> Sequence[RunKey]:
+        """Return the finished attempts whose result nobody has acknowledged yet."""
+        ...
+
+
+class Link(Protocol):
+    """The way to the broker. Connecting again is its own business; what arrives, it tells as events."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be published now."""
+        ...
+
+    async def publish(self, topic: str, payload: bytes, qos: int) -> None:
+        """Publish; at QoS 1 return when the broker has acknowledged.
+
+        Raises:
+            NotConnectedError: not connected, or not any more: keep the message.
+            MessageTooLargeError: the message can never be sent.
+        """
+        ...
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Tell the broker that a delivery is safe here, in order of arrival; an earlier connection's is ignored."""
         ...

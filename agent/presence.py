@@ -1,0 +1,224 @@
+"""What the device says of itself: introduction, heartbeat, metrics, progress and output of its tasks.
+
+All of it is telemetry: published when connected, dropped when not; results are the outbox's. Progress is told only to
+managers that announced it, and only of tasks that live long enough for somebody to look.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from proplet.agent import codec, wire
+from proplet.agent.events import Outcome, RunKey
+from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
+from proplet.agent.ports import Link, Runtime, Stage
+from proplet.agent.topics import Route, Topics
+from proplet.agent.vitals import Vitals
+
+log = logging.getLogger(__name__)
+
+ANNOUNCED = ("own", "inventory", "logs", "progress")
+_PROGRESS_S = 0.1
+_LOG_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceSettings:
+    """Who the device is on the wire and how often it reports; times in seconds, 0 switches the metrics off."""
+
+    proplet_id: str
+    namespace: str = "default"
+    qos: int = 1
+    heartbeat_s: float = 5.0
+    metrics_s: float = 10.0
+    description: str | None = None
+    tags: tuple[str, ...] = ()
+    location: str | None = None
+
+
+@dataclass(slots=True)
+class _Live:
+    """A task under way, as it is reported."""
+
+    start: wire.Start
+    stage: str = "preparing"
+    progress: Stage | None = None
+    told: object = None
+    running_since: float = 0.0  # monotonic; 0 is not running
+    next_sample: float = 0.0
+    last_cpu: tuple[float, float] = (0.0, 0.0)  # monotonic time, CPU seconds then
+    samples: list[wire.TaskSample] = field(default_factory=list)
+
+    def wants(self, topic: str) -> bool:
+        return self.start.ext is not None and topic in self.start.ext.topics
+
+
+class Presence:
+    """Publishes the device's telemetry; the shell tells it what its tasks do."""
+
+    def __init__(self, settings: PresenceSettings, topics: Topics, runtime: Runtime, vitals: Vitals) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._runtime = runtime
+        self._vitals = vitals
+        self._live: dict[RunKey, _Live] = {}
+        self._changed = anyio.Event()
+        self._logs: list[wire.LogLines] = []
+
+    @property
+    def proplet_id(self) -> str:
+        """The device's id on the wire."""
+        return self._settings.proplet_id
+
+    # --- what the shell tells ---------------------------------------------------------------------------------------
+
+    def began(self, key: RunKey, start: wire.Start) -> None:
+        """A task's preparation began."""
+        self._live[key] = _Live(start)
+        self._changed.set()
+
+    def stage(self, key: RunKey, stage: Stage) -> None:
+        """A task's preparation got on."""
+        live = self._live.get(key)
+        if live:
+            live.stage, live.progress = stage.name, stage
+
+    def running(self, key: RunKey) -> None:
+        """A task's guest runs now."""
+        live = self._live.get(key)
+        if live:
+            now = time.monotonic()
+            live.stage, live.progress = "running", None
+            live.running_since, live.last_cpu = now, (now, 0.0)
+            live.next_sample = now + _interval(live.start)
+
+    def ended(self, key: RunKey, outcome: Outcome | None = None) -> None:
+        """A task is under way no more."""
+        live = self._live.pop(key, None)
+        if live and outcome and live.wants("logs"):
+            for stream, data in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
+                if data:
+                    lines = tuple(data[-_LOG_BYTES_MAX:].decode("utf-8", "replace").splitlines())
+                    attempt = live.start.ext.attempt if live.start.ext else None
+                    self._logs.append(wire.LogLines(self.proplet_id, key.task_id, attempt, stream, lines))
+            self._changed.set()
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
+    async def introduce(self, link: Link, held: tuple[wire.InventoryItem, ...]) -> None:
+        """Publish discovery, heartbeat and inventory."""
+        ext = wire.Announcement(encodings=("cbor",), topics=ANNOUNCED)
+        about = self._vitals.metadata(self._settings.description, self._settings.tags, self._settings.location)
+        who, where = self.proplet_id, self._settings.namespace
+        await self.tell(link, Route.CREATE, wire.Discovery(who, where, about, ext))
+        await self.tell(link, Route.ALIVE, wire.Alive(who, "alive", where))
+        await self.tell(link, Route.INVENTORY, wire.Inventory(who, held))
+
+    async def tell(self, link: Link, route: Route, message: Any, qos: int = 1) -> bool:
+        """Publish a message that may be lost; return whether it was taken."""
+        try:
+            await link.publish(self._topics.build(route), codec.encode(message), qos)
+        except (NotConnectedError, MessageTooLargeError) as error:
+            log.debug("%s was not published: %s", route.value, error)
+            return False
+        return True
+
+    async def serve(self, link: Link) -> None:
+        """Report until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._beat, link, name="heartbeat")
+            if self._settings.metrics_s > 0:
+                tasks.start_soon(self._measure, link, name="metrics")
+            tasks.start_soon(self._follow_tasks, link, name="task progress")
+
+    async def goodbye(self, link: Link) -> None:
+        """Say that the device goes, as its will would."""
+        gone = wire.Alive(self.proplet_id, "offline", self._settings.namespace)
+        await self.tell(link, Route.ALIVE, gone)
+
+    async def _beat(self, link: Link) -> None:
+        beat = wire.Alive(self.proplet_id, "alive", self._settings.namespace)
+        while True:
+            if link.connected:
+                await self.tell(link, Route.ALIVE, beat, self._settings.qos)
+            await anyio.sleep(self._settings.heartbeat_s)
+
+    async def _measure(self, link: Link) -> None:
+        while True:
+            cpu, memory = self._vitals.measure()
+            message = wire.PropletMetrics(self.proplet_id, self._settings.namespace, time.time(), cpu, memory)
+            if link.connected:
+                await self.tell(link, Route.METRICS, message, self._settings.qos)
+            await anyio.sleep(self._settings.metrics_s)
+
+    async def _follow_tasks(self, link: Link) -> None:
+        """While tasks are under way, tell their progress and measure those whose profile asks for it."""
+        while True:
+            await self._changed.wait()
+            self._changed = anyio.Event()
+            while self._live or self._logs:
+                await self._tell_logs(link)
+                if not self._live:
+                    break
+                await anyio.sleep(_PROGRESS_S)
+                if link.connected:
+                    await self._tell_progress(link)
+                    await self._tell_samples(link)
+
+    async def _tell_logs(self, link: Link) -> None:
+        logs, self._logs = self._logs, []
+        for lines in logs:
+            await self.tell(link, Route.LOGS, lines)
+
+    async def _tell_progress(self, link: Link) -> None:
+        for key, live in list(self._live.items()):
+            now_told = (live.stage, live.progress)
+            if not live.wants("progress") or live.told == now_told:
+                continue
+            live.told = now_told
+            attempt = live.start.ext.attempt if live.start.ext else None
+            done, total = (live.progress.bytes_done, live.progress.bytes_total) if live.progress else (0, 0)
+            message = wire.Progress(self.proplet_id, key.task_id, attempt, live.stage, done, total, time.time())
+            await self.tell(link, Route.PROGRESS, message, self._settings.qos)
+
+    async def _tell_samples(self, link: Link) -> None:
+        now = time.monotonic()
+        due = {k: live for k, live in self._live.items() if live.running_since and 0 < live.next_sample <= now}
+        if not due:
+            return
+        measured = await self._runtime.sample()
+        for key, live in due.items():
+            live.next_sample = now + _interval(live.start)
+            sample = measured.get(str(key))
+            if sample is None:
+                continue
+            cpu = sample.cpu_s or 0.0
+            elapsed = max(1e-6, now - live.last_cpu[0])
+            percent = 100 * max(0.0, cpu - live.last_cpu[1]) / elapsed
+            live.last_cpu = (now, cpu)
+            one = self._vitals.task_sample(percent, sample.memory_bytes or 0, now - live.running_since)
+            aggregated = _aggregate(live, one)
+            message = wire.TaskMetrics(key.task_id, self.proplet_id, one, aggregated, time.time())
+            await self.tell(link, Route.TASK_METRICS, message, self._settings.qos)
+
+
+def _interval(start: wire.Start) -> float:
+    """How often a task is measured; infinity if its profile says not at all."""
+    profile = start.monitoring_profile or wire.MonitoringProfile(interval=120.0 if start.daemon else 10.0)
+    return max(1.0, profile.interval) if profile.enabled and profile.export_to_mqtt else float("inf")
+
+
+def _aggregate(live: _Live, sample: wire.TaskSample) -> wire.TaskAggregate | None:
+    profile = live.start.monitoring_profile or wire.MonitoringProfile()
+    if not profile.retain_history:
+        return None
+    live.samples.append(sample)
+    del live.samples[: -max(1, min(profile.history_size, 1000))]
+    cpu = [s.cpu_percent for s in live.samples]
+    memory = [s.memory_bytes for s in live.samples]
+    return wire.TaskAggregate(
+        sum(cpu) / len(cpu), max(cpu), sum(memory) // len(memory), max(memory), sample_count=len(live.samples)
+    )

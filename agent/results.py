@@ -1,0 +1,65 @@
+"""The message that tells how an attempt ended: the reference's shape, with what it cost in our `ext`. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from proplet.agent import codec, wire
+from proplet.agent.events import Outcome, StartKind
+from proplet.agent.wire import Reason, Start
+
+_ERROR_KEPT = 200
+
+
+def result_of(
+    start: Start,
+    outcome: Outcome,
+    *,
+    proplet_id: str,
+    stages: Mapping[str, float],
+    image_digest: str | None,
+    restarts: int,
+    start_kind: StartKind | None,
+) -> wire.Result:
+    """Return the result of `start` on this proplet; a round of federated learning gets the reference's variant."""
+    kind = outcome.start_kind or start_kind
+    usage = wire.Usage(
+        cpu_seconds=outcome.cpu_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        wall_seconds={stage: round(seconds, 6) for stage, seconds in stages.items()},
+        start_kind=kind.value if kind else None,
+    )
+    ext = wire.ResultTerms(
+        attempt=start.ext.attempt if start.ext else None,
+        reason=outcome.reason,
+        exit_code=outcome.exit_code,
+        image_digest=image_digest,
+        usage=usage,
+        restarts=restarts,
+    )
+    error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
+    results: str | wire.FederatedUpdate = outcome.results
+    if error is None and start.env.get("ROUND_ID"):
+        results = _round_update(start, outcome.results, proplet_id)
+    return wire.Result(start.id, proplet_id, results, error, ext)
+
+
+def _round_update(start: Start, text: str, proplet_id: str) -> wire.FederatedUpdate:
+    samples = start.env.get("FL_NUM_SAMPLES", "1")
+    return wire.FederatedUpdate(
+        start.id,
+        start.env["ROUND_ID"],
+        start.env.get("PROPLET_ID") or proplet_id,
+        int(samples) if samples.isascii() and samples.isdecimal() and len(samples) < 19 else 1,
+        text.encode(),
+        start.env.get("FL_FORMAT") or "f32-delta",
+    )
+
+
+def shortened(payload: bytes) -> bytes:
+    """Return a result message without its text: how the task ended stays, the text says what happened to it."""
+    message = codec.decode_as(wire.Result, payload)
+    note = f"[{len(payload)} bytes dropped: more than the proplet could keep or send]"
+    error = message.error
+    if error is not None and len(error) > _ERROR_KEPT:
+        error = f"{error[:_ERROR_KEPT]} {note}"
+    return codec.encode(replace(message, results=note if message.error is None else "", error=error))

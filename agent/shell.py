@@ -1,0 +1,323 @@
+"""The agent's one loop: messages and outcomes in, the core's decisions, the journal, and only then the effects.
+
+Place in the flow: adapters put events into the inbox; a turn takes everything that waits, asks the core, commits once,
+acknowledges to the broker in order, then does what the core wants done, whose outcomes come back as events. Never
+decides anything about a task itself.
+"""
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from proplet.agent import codec, wire
+from proplet.agent.core import Core
+from proplet.agent.events import (
+    Cancel,
+    CommandRefused,
+    Deliver,
+    Effect,
+    Event,
+    ModuleFailed,
+    ModuleReady,
+    Note,
+    Outcome,
+    Prepare,
+    Run,
+    RunEnded,
+    RunKey,
+    StartReceived,
+    Step,
+    StopReceived,
+    TellInventory,
+    Tick,
+)
+from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEvent
+from proplet.agent.outbox import Outbox
+from proplet.agent.ports import Artefact, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
+from proplet.agent.presence import Presence
+from proplet.agent.terms import NodeLimits, job_of
+from proplet.agent.topics import SHARED, Route, Topics
+from proplet.agent.wire import PullPolicy, Reason
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TURN_MAX = 512
+_RETRY_FIRST_S = 0.5
+_RETRY_MAX_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShellSettings:
+    """The node's own terms for tasks."""
+
+    limits: NodeLimits = field(default_factory=NodeLimits)
+    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+
+
+class Shell:
+    """Runs the core against the world. One per node; `serve` is its whole life."""
+
+    def __init__(
+        self,
+        settings: ShellSettings,
+        core: Core,
+        *,
+        journal: Journal,
+        modules: Modules,
+        runtime: Runtime,
+        topics: Topics,
+        presence: Presence,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._core = core
+        self._journal = journal
+        self._modules = modules
+        self._runtime = runtime
+        self._topics = topics
+        self._presence = presence
+        self._clock = clock
+        self._inbox: deque[LinkEvent | Event] = deque()
+        self._wake = anyio.Event()
+        self._turned = anyio.Event()
+        self._artefacts: dict[RunKey, Artefact] = {}
+        self._preparing: dict[RunKey, anyio.CancelScope] = {}
+        self._cancelled: set[RunKey] = set()
+        self._link: Link
+        self._outbox: Outbox
+        self._tasks: TaskGroup
+        self.trouble: str | None = None
+
+    def put(self, event: LinkEvent | Event) -> None:
+        """Add an event to the inbox; from the event loop's thread only."""
+        self._inbox.append(event)
+        self._wake.set()
+
+    async def serve(self, link: Link, *, ready: Callable[[], None] = lambda: None) -> None:
+        """Recover, say `ready`, then work until cancelled.
+
+        Raises:
+            StorageError: the journal cannot be read.
+        """
+        self._link = link
+        self._outbox = Outbox(self._journal, link, self._topics)
+        recovered = await self._journal.load()
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            await self._carry_out([self._core.recover(recovered, self._clock())], ())
+            tasks.start_soon(self._outbox.serve, name="outbox")
+            tasks.start_soon(self._keep_time, name="backoff timer")
+            tasks.start_soon(self._presence.serve, link, name="presence")
+            ready()
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self._inbox:
+                    batch = [self._inbox.popleft() for _ in range(min(len(self._inbox), _TURN_MAX))]
+                    await self._turn(batch)
+
+    async def proof_of_life(self) -> None:
+        """Return once the loop has taken another turn."""
+        self.put(Tick())
+        await self._turned.wait()
+
+    # --- a turn ---------------------------------------------------------------------------------------------------
+
+    async def _turn(self, batch: Sequence[LinkEvent | Event]) -> None:
+        deliveries: list[Delivery] = []
+        steps: list[Step] = []
+        for item in batch:
+            event: Event | None = None
+            match item:
+                case Delivery():
+                    deliveries.append(item)
+                    event = await self._interpret(item)
+                case Connected():
+                    await self._on_connected()
+                case Disconnected(reason):
+                    log.warning("not connected to the broker: %s", reason)
+                case _:
+                    event = item
+            if event is not None:
+                steps.append(self._core.handle(event, self._clock()))
+        await self._carry_out(steps, deliveries)
+        self._turned.set()
+        self._turned = anyio.Event()
+
+    async def _carry_out(self, steps: Sequence[Step], deliveries: Sequence[Delivery]) -> None:
+        """Durable first, then acknowledged, then done."""
+        saves = [save for step in steps for save in step.save]
+        if saves:
+            await self._persist(lambda: self._journal.commit(saves))
+        for delivery in deliveries:
+            self._link.acknowledge(delivery)
+        for step in steps:
+            for effect in step.then:
+                self._do(effect)
+
+    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what `work` returns, however long the storage refuses: nothing is acted upon before."""
+        delay = _RETRY_FIRST_S
+        while True:
+            try:
+                done = await work()
+            except StorageError as error:
+                if self.trouble != str(error):
+                    self.trouble = str(error)
+                    log.error("nothing can be saved, so nothing is accepted: %s", error)  # noqa: TRY400
+                await anyio.sleep(delay)
+                delay = min(_RETRY_MAX_S, delay * 2)
+            else:
+                if self.trouble:
+                    log.warning("the storage works again")
+                    self.trouble = None
+                return done
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    async def _interpret(self, delivery: Delivery) -> Event | None:
+        """Return the event that a message is, None if it concerns nobody here. Bad input never leaves here untold."""
+        parsed = self._topics.parse(delivery.topic)
+        if parsed is None:
+            return None
+        route = SHARED.get(parsed.route, parsed.route)
+        try:
+            message = codec.decode(route, delivery.payload)
+        except codec.WireError as error:
+            return self._refuse(route, error)
+        match message:
+            case wire.Start():
+                return await self._on_start(message, delivery)
+            case wire.Stop(task_id, broadcast, proplet_id, ext):
+                # The reference names nobody at first and does not look later: another's task is unknown here anyway.
+                meant = broadcast or not proplet_id or proplet_id == self._presence.proplet_id
+                return StopReceived(task_id, ext.attempt if ext else None) if meant else None
+            case wire.Invoke():
+                await self._on_invoke(message)
+            case wire.Hello():
+                self._tasks.start_soon(self._introduce)
+        return None
+
+    def _refuse(self, route: Route, error: codec.WireError) -> Event | None:
+        if error.task_id is None or route is not Route.START:
+            log.warning("a message on %s was refused and its sender cannot be told: %s", route.value, error)
+            return None
+        return CommandRefused(error.task_id, error.attempt, error.detail)
+
+    async def _on_start(self, start: wire.Start, delivery: Delivery) -> Event | None:
+        if not start.broadcast and start.proplet_id and start.proplet_id != self._presence.proplet_id:
+            return None  # before its module is kept
+        digest = None
+        if start.file:
+            data = start.file
+            digest = await self._persist(lambda: self._modules.keep(data))
+        payload_hash = hashlib.sha256(delivery.payload).hexdigest()[:32]
+        return StartReceived(replace(start, file=None), digest, payload_hash, delivery.duplicate)
+
+    async def _on_invoke(self, invoke: wire.Invoke) -> None:
+        if not invoke.broadcast and invoke.proplet_id and invoke.proplet_id != self._presence.proplet_id:
+            return
+        # The reference's manager looks for these words and then deploys the task again.
+        error = f"task {invoke.id} has not been precompiled; deploy it as a latent task first"
+        answer = wire.InvokeResult(invoke.id, invoke.invocation_id, self._presence.proplet_id, error=error)
+        self._tasks.start_soon(self._presence.tell, self._link, Route.INVOKE_RESULTS, answer)
+
+    async def _on_connected(self) -> None:
+        log.info("connected to the broker")
+        self._outbox.wake(from_start=True)
+        self._tasks.start_soon(self._introduce)
+
+    async def _introduce(self) -> None:
+        """Say who we are and what we hold; what ended and was not yet acknowledged still counts as held."""
+        undelivered = await self._persist(self._journal.unsent_attempts)
+        finished = tuple(wire.InventoryItem(key.task_id, key.run, "finished") for key in undelivered)
+        await self._presence.introduce(self._link, (*self._core.inventory(), *finished))
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Prepare():
+                self._tasks.start_soon(self._prepare, effect, name=f"prepare {effect.key}")
+            case Run():
+                self._tasks.start_soon(self._run, effect, name=f"run {effect.key}")
+            case Cancel(key):
+                self._cancel(key)
+            case Deliver():
+                self._outbox.wake()
+            case TellInventory():
+                self._tasks.start_soon(self._introduce)
+            case Note(text, task_id, warning):
+                log.log(logging.WARNING if warning else logging.INFO, "task %s: %s", task_id, text)
+
+    async def _prepare(self, effect: Prepare) -> None:
+        key, start = effect.key, effect.start
+        ext = start.ext or wire.StartTerms()
+        wanted = ModuleWanted(
+            effect.module_digest, start.image_url, ext.image_digest, ext.pull_policy or self._settings.pull_policy
+        )
+        event: Event = RunEnded(key, Outcome(Reason.STOPPED))
+        with anyio.CancelScope() as scope:
+            self._preparing[key] = scope
+            self._presence.began(key, start)
+            try:
+                artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
+                self._artefacts[key] = artefact
+                event = ModuleReady(
+                    key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind
+                )
+            except ModuleError as error:
+                event = ModuleFailed(key, error.reason, str(error))
+            except StorageError as error:
+                event = ModuleFailed(key, Reason.STORAGE, str(error))
+            except Exception as error:  # a defect of ours must end one task, not the node
+                log.exception("the module of task %s could not be prepared", key.task_id)
+                event = ModuleFailed(key, Reason.INTERNAL, f"internal error while preparing the module: {error!r}")
+            finally:
+                del self._preparing[key]
+        if not isinstance(event, ModuleReady):
+            self._presence.ended(key)
+        self.put(event)
+
+    async def _run(self, effect: Run) -> None:
+        key = effect.key
+        artefact = self._artefacts.pop(key)
+        job = job_of(str(key), effect.start, artefact, self._settings.limits, self._presence.proplet_id)
+        outcome = Outcome(Reason.STOPPED)
+        try:
+            if key not in self._cancelled:
+                self._presence.running(key)
+                outcome = await self._runtime.run(job)
+        except Exception as error:  # the same
+            log.exception("task %s could not be run", key.task_id)
+            outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")
+        self._cancelled.discard(key)
+        self._presence.ended(key, outcome)
+        self.put(RunEnded(key, outcome))
+
+    def _cancel(self, key: RunKey) -> None:
+        scope = self._preparing.get(key)
+        if scope is not None:
+            scope.cancel()
+            return
+        self._cancelled.add(key)
+        self._runtime.stop(str(key))
+
+    async def _keep_time(self) -> None:
+        """Tell the core when a backoff has ended."""
+        while True:
+            turned, due = self._turned, self._core.next_due()
+            # Looked at again at least every minute: the wall clock may jump.
+            with anyio.move_on_after(60.0 if due is None else min(60.0, max(0.01, due - self._clock()))) as waiting:
+                await turned.wait()
+            if waiting.cancelled_caught and self._core.next_due() is not None:
+                self.put(Tick())

@@ -1,0 +1,58 @@
+"""Under which terms a start runs on this node: what it asks for, the node's defaults, the node's ceiling.
+
+Pure. The grant is never more than the ceiling, whatever is asked.
+"""
+
+from dataclasses import dataclass, field
+
+from proplet.agent.ports import Artefact, GuestLimits, Job
+from proplet.agent.wire import Start, StartTerms
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """What a task gets if it asks for nothing, and the most it can get. None in the ceiling means no ceiling."""
+
+    default: GuestLimits = field(default_factory=GuestLimits)
+    ceiling: GuestLimits = field(
+        default_factory=lambda: GuestLimits(
+            memory_bytes=1024 * _MIB, cpu_s=None, wall_s=None, output_bytes=8 * _MIB, stack_bytes=_MIB
+        )
+    )
+
+
+def granted(start: Start, node: NodeLimits) -> GuestLimits:
+    """Return the limits `start` runs under. A daemon has no CPU or wall limit unless it asks for one."""
+    ext = start.ext or StartTerms()
+    asked, default, ceiling = ext.limits, node.default, node.ceiling
+    daemon = start.daemon
+    return GuestLimits(
+        memory_bytes=min(asked.memory_bytes or default.memory_bytes, ceiling.memory_bytes),
+        cpu_s=_lower(asked.cpu_s or (None if daemon else default.cpu_s), ceiling.cpu_s),
+        wall_s=_lower(ext.deadline_s or (None if daemon else default.wall_s), ceiling.wall_s),
+        output_bytes=min(asked.output_bytes or default.output_bytes, ceiling.output_bytes),
+        stack_bytes=min(asked.stack_bytes or default.stack_bytes, ceiling.stack_bytes),
+        fuel=asked.fuel if asked.fuel is not None else default.fuel,
+    )
+
+
+def _lower(wanted: float | None, ceiling: float | None) -> float | None:
+    if wanted is None or ceiling is None:
+        return ceiling if wanted is None else wanted
+    return min(wanted, ceiling)
+
+
+def job_of(key: str, start: Start, artefact: Artefact, node: NodeLimits, proplet_id: str) -> Job:
+    """Return the run that a start asks for. The guest's environment is the task's own and `PROPLET_ID`, no more."""
+    return Job(
+        key=key,
+        artefact=artefact,
+        export=start.name,
+        inputs=start.inputs,
+        argv=start.cli_args,
+        env={"PROPLET_ID": proplet_id, **start.env},
+        limits=granted(start, node),
+        permissions=(start.ext or StartTerms()).permissions,
+    )
