@@ -1,0 +1,197 @@
+"""YAML and JSON text as plain values: several documents, bounded in size, depth and count, without surprises.
+
+Built on the parser's events, not on its objects: an alias is refused before it multiplies, a duplicate key is an error
+where the stock loader keeps the last, and nesting is counted instead of crashing the process.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+MAX_CHARACTERS: Final = 64 * 1024 * 1024
+MAX_VALUES: Final = 200_000
+MAX_DEPTH: Final = 64
+
+_NULL: Final = frozenset(["", "~", "null", "Null", "NULL"])
+# YAML 1.1's words, as Kubernetes' own reader takes them: `yes` is true for kubectl, too.
+_TRUE: Final = frozenset("true True TRUE yes Yes YES on On ON".split())
+_FALSE: Final = frozenset("false False FALSE no No NO off Off OFF".split())
+_INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_HEX: Final = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|o[0-7]+|b[01]+)")
+_AMBIGUOUS: Final = re.compile(r"[-+]?(?:0[0-9][0-9_]*|[0-9]+_[0-9_]*)")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_SPECIAL_FLOAT: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+
+class TextError(ValueError):
+    """The text is not YAML or JSON, or more than is sensible; the message says where."""
+
+
+def documents(text: str) -> list[Any]:
+    """Return the documents in `text` as plain values; empty documents are left out.
+
+    Raises:
+        TextError: it cannot be read.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(
+            f"it is larger than {MAX_CHARACTERS // 2**20} MiB; name an image instead of inlining the module"
+        )
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            value = json.loads(text, object_pairs_hook=_unique)
+        except (TextError, RecursionError) as error:
+            raise TextError(str(error) if isinstance(error, TextError) else "it is nested too deeply") from None
+        except ValueError:
+            pass  # YAML's flow style begins the same way, and its parser says better where it fails
+        else:
+            _measure(value)
+            return [value]
+    return [value for value in _yaml(text) if value is not None]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise TextError(f"the key {key!r} is there twice; remove one")
+        out[key] = value
+    return out
+
+
+def _measure(value: Any) -> None:
+    seen, level, depth = 0, [value], 0
+    while level:
+        depth += 1
+        seen += len(level)
+        if depth > MAX_DEPTH:
+            raise TextError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if seen > MAX_VALUES:
+            raise TextError(f"it holds more than {MAX_VALUES} values")
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+
+
+class _Node:
+    """A collection that is being filled; `key` holds a mapping's key that waits for its value."""
+
+    __slots__ = ("anchor", "key", "size", "value")
+    _NO_KEY: Final = object()
+
+    def __init__(self, value: dict[Any, Any] | list[Any], anchor: str | None) -> None:
+        self.value = value
+        self.anchor = anchor
+        self.key: Any = self._NO_KEY
+        self.size = 1
+
+    def add(self, item: Any, where: str) -> None:
+        if isinstance(self.value, list):
+            self.value.append(item)
+        elif self.key is self._NO_KEY:
+            if isinstance(item, (dict, list)):
+                raise TextError(
+                    f"a key must be a word, not {'an object' if isinstance(item, dict) else 'a list'}{where}"
+                )
+            if item in self.value:
+                raise TextError(f"the key {item!r} is there twice{where}; remove one")
+            self.key = item
+        else:
+            if self.key == "<<":
+                raise TextError(f"merge keys (<<) are not supported{where}; write the fields out")
+            self.value[self.key] = item
+            self.key = self._NO_KEY
+
+
+def _yaml(text: str) -> Iterator[Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        yield from _build(yaml.parse(text, Loader=loader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise TextError(f"it is not YAML{place}: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise TextError(f"it is not YAML: {error}") from None
+
+
+def _build(events: Any) -> Iterator[Any]:
+    """The documents of a stream of parser events."""
+    import yaml
+
+    stack: list[_Node] = []
+    anchors: dict[str, tuple[Any, int]] = {}
+    root: Any = None
+    total = 0
+    for event in events:
+        where = f" (line {event.start_mark.line + 1})" if event.start_mark else ""
+        if isinstance(event, yaml.DocumentStartEvent):
+            root, anchors = None, {}
+            continue
+        if isinstance(event, yaml.DocumentEndEvent):
+            yield root
+            continue
+        if isinstance(event, yaml.CollectionStartEvent):
+            _plain_tag(event.tag, where)
+            if len(stack) >= MAX_DEPTH:
+                raise TextError(f"it is nested more than {MAX_DEPTH} levels deep{where}")
+            stack.append(_Node({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor))
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            node = stack.pop()
+            value, size, anchor = node.value, node.size, node.anchor
+        elif isinstance(event, yaml.ScalarEvent):
+            value, size, anchor = _scalar(event, where), 1, event.anchor
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in anchors:
+                raise TextError(f"*{event.anchor} refers to nothing before it{where}")
+            (value, size), anchor = anchors[event.anchor], None
+        else:
+            continue
+        if anchor:
+            anchors[anchor] = (value, size)
+        total += 1 if not isinstance(event, yaml.AliasEvent) else size
+        if total > MAX_VALUES:
+            raise TextError(f"it holds more than {MAX_VALUES} values{where}")
+        if stack:
+            stack[-1].size += size
+            stack[-1].add(value, where)
+        else:
+            root = value
+
+
+def _plain_tag(tag: str | None, where: str) -> None:
+    if tag not in (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise TextError(f"the tag {tag} is not supported{where}; remove it")
+
+
+def _scalar(event: Any, where: str) -> Any:
+    text: str = event.value
+    if event.tag == "tag:yaml.org,2002:str" or (event.tag is None and not event.implicit[0]) or event.tag == "!":
+        return text
+    if event.tag is not None:
+        raise TextError(f"the tag {event.tag} is not supported{where}; remove it")
+    if text in _NULL:
+        return None
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    if _INT.fullmatch(text) or _HEX.fullmatch(text):
+        if len(text) > 4000:
+            raise TextError(f"a number of {len(text)} digits{where}; put it in quotes")
+        return int(text, 0 if _HEX.fullmatch(text) else 10)
+    if _AMBIGUOUS.fullmatch(text):
+        raise TextError(f"{text} is read as octal or decimal, depending on the reader{where}; put it in quotes")
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if _SPECIAL_FLOAT.fullmatch(text):
+        return math.nan if "n" in text.lower()[1:3] and "a" in text.lower() else float(text.lower().replace(".", ""))
+    return text

@@ -1,0 +1,251 @@
+"""The one vocabulary of Tasks and Proplets, as literal tables: attribute, shape, spelling in manifests and in REST.
+
+Where no name is given, the manifest has the attribute's name in camel case and REST the attribute's name itself.
+Source of the names: both eras of the reference's custom resources and of its HTTP API; ours beside them.
+"""
+
+from typing import Final
+
+from proplet.agent import wire
+from proplet.manager import model
+from proplet.manager.phases import Phase
+from proplet.manager.scalars import (
+    BASE64,
+    BYTES,
+    CPU,
+    FLAG,
+    MOMENT,
+    NUMBER,
+    OBJECT,
+    QUANTITY_TEXT,
+    SCALAR,
+    SECONDS,
+    TEXT,
+    WHOLE,
+    ConditionShape,
+    IntervalShape,
+    choice,
+)
+from proplet.manager.shapes import Field, Keyed, MapOf, Record, ResourceList, Sequence
+
+TEXTS: Final = Sequence(TEXT)
+TEXT_MAP: Final = MapOf(TEXT)
+
+SELECTOR: Final = Record(
+    model.PropletSelector,
+    (
+        Field("proplet_id", TEXT),
+        Field("match_labels", TEXT_MAP),
+        Field("match_device_types", TEXTS),
+        Field("match_capabilities", TEXTS),
+    ),
+)
+
+RESOURCES: Final = Record(
+    model.Resources,
+    (
+        Field("cpu", CPU),
+        Field("memory_bytes", BYTES, ("memory",), "memory"),
+        Field("custom", MapOf(QUANTITY_TEXT)),
+    ),
+)
+
+MONITORING: Final = Record(
+    wire.MonitoringProfile,
+    (
+        Field("enabled", FLAG),
+        Field("interval", IntervalShape()),
+        Field("collect_cpu", FLAG),
+        Field("collect_memory", FLAG),
+        Field("collect_disk_io", FLAG, ("collectDiskIo", "collectDiskIO")),
+        Field("collect_threads", FLAG),
+        Field("collect_file_descriptors", FLAG),
+        Field("export_to_mqtt", FLAG, ("exportToMqtt", "exportToMQTT")),
+        Field("retain_history", FLAG),
+        Field("history_size", WHOLE),
+    ),
+)
+
+LIMITS: Final = Record(
+    wire.Limits,
+    (
+        Field("memory_bytes", BYTES, ("memory",), "memory"),
+        Field("cpu_s", SECONDS, ("cpuTime",), "cpu_time"),
+        Field("output_bytes", BYTES, ("output",), "output"),
+        Field("stack_bytes", BYTES, ("stack",), "stack"),
+        Field("fuel", WHOLE),
+    ),
+)
+
+PERMISSIONS: Final = Record(
+    wire.Permissions,
+    (
+        Field(
+            "dirs",
+            Sequence(
+                Record(wire.DirectoryGrant, (Field("host", TEXT), Field("guest", TEXT), Field("read_only", FLAG)))
+            ),
+        ),
+        Field("http", TEXTS),
+        Field("tcp", TEXTS),
+    ),
+)
+
+TASK_SPEC: Final = Record(
+    model.TaskSpec,
+    (
+        Field("name", TEXT),
+        Field("function_name", TEXT),
+        Field("kind", TEXT),
+        Field("image_url", TEXT),
+        Field("file", BASE64),
+        Field("inputs", Sequence(SCALAR)),
+        Field("cli_args", TEXTS),
+        Field("env", TEXT_MAP),
+        Field("env_secrets", MapOf(OBJECT)),
+        Field("selector", SELECTOR, ("propletSelector",), "proplet_selector"),
+        Field("preferred_proplet_type", TEXT),
+        Field("resources", RESOURCES, ("resourceRequirements",), "resource_requirements"),
+        Field("daemon", FLAG),
+        Field("latent", FLAG),
+        Field("broadcast", FLAG),
+        Field("mode", TEXT),
+        Field("monitoring_profile", MONITORING),
+        Field("restart_policy", choice(wire.RestartPolicy)),
+        Field("backoff_limit", WHOLE),
+        Field("active_deadline_seconds", NUMBER),
+        Field("ttl_seconds_after_finished", WHOLE),
+        Field("pull_policy", choice(wire.PullPolicy)),
+        Field("limits", LIMITS),
+        Field("permissions", PERMISSIONS),
+        Field("encrypted", FLAG),
+        Field("kbs_resource_path", TEXT),
+        Field("hal_storage_path", TEXT),
+        Field("depends_on", TEXTS),
+        Field("run_if", TEXT),
+        Field("workflow_id", TEXT),
+        Field("job_id", TEXT),
+        Field("schedule", TEXT),
+        Field("timezone", TEXT),
+        Field("is_recurring", FLAG),
+        Field("suspend", FLAG),
+        Field("concurrency_policy", TEXT),
+        Field("starting_deadline_seconds", NUMBER),
+        Field("priority", WHOLE),
+        Field("metadata", OBJECT),
+        # Only on a standalone node: it waits for somebody's start.
+        Field("held", FLAG),
+    ),
+)
+
+CONDITIONS: Final = Sequence(
+    Record(
+        model.Condition,
+        (
+            Field("type", TEXT),
+            Field("status", ConditionShape()),
+            Field("reason", TEXT),
+            Field("message", TEXT),
+            Field("last_transition_time", MOMENT),
+        ),
+    )
+)
+
+USAGE: Final = Record(
+    wire.Usage,
+    (
+        Field("cpu_seconds", NUMBER),
+        Field("peak_memory_bytes", WHOLE),
+        Field("wall_seconds", MapOf(NUMBER)),
+        Field("start_kind", TEXT),
+    ),
+)
+
+# The two fields that every kind's status shares with its `meta` are written by `manifest`: createdAt and updatedAt.
+TASK_STATUS: Final = Record(
+    model.TaskStatus,
+    (
+        Field("phase", choice(Phase)),
+        # assignedProplet is the reference's name and the one its printer columns show.
+        Field("proplet_id", TEXT, ("propletId", "assignedProplet"), "", both=True),
+        Field("attempt", WHOLE, ("attempts",), "attempts"),
+        Field("failures", WHOLE),
+        Field("stop_requested", FLAG),
+        Field("dispatched_at", MOMENT),
+        Field("started_at", MOMENT, rest=""),
+        Field("finished_at", MOMENT, rest=""),
+        Field("next_run", MOMENT, rest=""),
+        Field("not_before", MOMENT),
+        Field("results", TEXT),
+        Field("error", TEXT),
+        Field("reason", choice(wire.Reason)),
+        Field("message", TEXT),
+        Field("exit_code", WHOLE),
+        Field("resolved_image", TEXT),
+        Field("usage", USAGE),
+        Field("broadcast_results", Sequence(OBJECT)),
+        Field("conditions", CONDITIONS),
+        Field("observed_generation", WHOLE),
+    ),
+)
+
+_SECRET_REFERENCE: Final = Keyed({"name": TEXT, "key": TEXT, "optional": FLAG})
+
+# Kept as the manifest wrote it: both eras' names mean the same, and the one given is the one shown again.
+CONNECTION: Final = Keyed(
+    {
+        "domainId": TEXT,
+        "tenantId": TEXT,
+        "channelId": TEXT,
+        "clientId": TEXT,
+        "entityId": TEXT,
+        "clientKey": TEXT,
+        "apiKey": TEXT,
+        "clientKeySecretRef": _SECRET_REFERENCE,
+        "apiKeySecretRef": _SECRET_REFERENCE,
+        "mqttAddress": TEXT,
+        "mqttTimeout": TEXT,
+        "mqttQos": WHOLE,
+    }
+)
+
+PROPLET_SPEC: Final = Keyed(
+    {
+        "type": TEXT,
+        "external": Keyed({"deviceType": TEXT, "capabilities": TEXTS}),
+        "k8s": Keyed({"image": TEXT, "logLevel": TEXT, "replicas": WHOLE, "pluginDir": TEXT, "env": OBJECT}),
+        "resources": ResourceList(),
+        "connectionConfig": CONNECTION,
+        # Only on a standalone node: false for a proplet that announced itself.
+        "declared": FLAG,
+    }
+)
+
+PROPLET_METADATA: Final = Record(
+    wire.Metadata,
+    (
+        Field("description", TEXT),
+        Field("tags", TEXTS),
+        Field("location", TEXT),
+        Field("ip", TEXT),
+        Field("environment", TEXT),
+        Field("os", TEXT),
+        Field("hostname", TEXT),
+        Field("cpu_arch", TEXT),
+        Field("total_memory_bytes", WHOLE),
+        Field("proplet_version", TEXT),
+        Field("wasm_runtime", TEXT),
+    ),
+)
+
+PROPLET_STATUS: Final = Record(
+    model.PropletStatus,
+    (
+        Field("phase", choice(model.PropletPhase)),
+        Field("last_seen", MOMENT),
+        Field("metadata", PROPLET_METADATA),
+        Field("extensions", TEXTS),
+        Field("encodings", TEXTS),
+        Field("conditions", CONDITIONS),
+    ),
+)
