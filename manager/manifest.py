@@ -231,7 +231,7 @@ def spec_to_manifest(resource: Resource) -> dict[str, Any]:
         ("declared", spec.declared, True),
     ):
         if value != default:
-            plain[name] = value
+            plain[name] = value  # noqa: PERF403
     return PROPLET_SPEC.write(plain, Style.MANIFEST)
 
 

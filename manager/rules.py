@@ -20,6 +20,7 @@ _QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _CRON_FIELD: Final = re.compile(r"[0-9A-Za-z*/,?#-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+MODULE_GIVEN: Final = "a module is given"
 WASM_MAGIC: Final = b"\0asm"
 _COMPONENT: Final = b"\x0d\x00\x01\x00"
 _ANNOTATION_BYTES: Final = 256 * 1024
@@ -28,7 +29,7 @@ _METADATA_CHARACTERS: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule: `broken` says whether a resource of `kind` breaks it; `path` and `message` are what the user is told."""
+    """One rule: `broken` says whether a resource of `kind` breaks it; the user is told `path` and `message`."""
 
     name: str
     kind: Kind
@@ -85,7 +86,7 @@ TASK_RULES: Final = (
         "must have at most 253 characters",
     ),
     _spec(
-        "a module is given",
+        MODULE_GIVEN,
         "spec",
         lambda s: not s.image_url and not s.file,
         "either imageUrl or file is required: the module to run",
@@ -315,11 +316,16 @@ PROPLET_RULES: Final = (
 RULES: Final = TASK_RULES + PROPLET_RULES
 
 
-def check(resource: Resource) -> list[Problem]:
-    """Return what is wrong with a resource: nothing, or every rule it breaks, and its name's and labels' mistakes."""
+def check(resource: Resource, *, ignoring: str = "") -> list[Problem]:
+    """Return what is wrong with a resource: nothing, or every rule it breaks, and its name's and labels' mistakes.
+
+    `ignoring` names a rule that does not hold here.
+    """
     problems = check_meta(resource.meta)
     problems += [
-        Problem(rule.path, rule.message) for rule in RULES if rule.kind is resource.kind and rule.broken(resource)
+        Problem(rule.path, rule.message)
+        for rule in RULES
+        if rule.kind is resource.kind and rule.name != ignoring and rule.broken(resource)
     ]
     return problems
 
@@ -382,7 +388,7 @@ def frozen_changes(old: Task, new: Task, *, finished_too: bool = True) -> list[s
     ]
 
 
-# --- what this version does not do yet ----------------------------------------------------------------------------------
+# --- what this version does not do yet --------------------------------------------------------------------------------
 
 _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
     ("suspend", lambda s: s.suspend),
@@ -400,6 +406,11 @@ _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
 
 
 def unsupported(task: Task) -> str | None:
-    """Return one line that says what the Task asks for and this version does not do; None: it can be run."""
+    """Return one line that says why a Task cannot be run by this version; None: it can.
+
+    It has no module yet (REST tasks get theirs by an upload), or asks for what is not implemented.
+    """
+    if not task.spec.image_url and not task.spec.file:
+        return "it has no module: upload one, or set its image URL"
     wanted = [name for name, asks in _NOT_YET if asks(task.spec)]
     return f"this version does not support {', '.join(wanted)} yet; the task was not started" if wanted else None

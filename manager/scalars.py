@@ -1,4 +1,4 @@
-"""The shapes of single values: text, numbers, sizes, times, inputs. Each reader raises ValueError with what is wrong."""
+"""The shapes of single values: text, numbers, sizes, times, inputs. Readers raise ValueError with what is wrong."""
 
 import base64
 import binascii
@@ -178,7 +178,7 @@ def choice(kind: type[Enum]) -> Plain:
 
 @dataclass(frozen=True, slots=True)
 class IntervalShape:
-    """A monitoring interval: a duration in manifests; in REST, nanoseconds as the reference's Go has it, or a duration."""
+    """A monitoring interval: a duration in manifests; in REST, nanoseconds (Go's) or a duration."""
 
     def read(self, value: Any, where: str, reading: Reading) -> Any:
         """Return seconds."""

@@ -79,10 +79,11 @@ class Field:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """The shape of a dataclass. Fields at their default are not written."""
+    """The shape of a dataclass. Fields at their default are not written, in REST only if not `whole_in_rest`."""
 
     kind: type
     fields: tuple[Field, ...]
+    whole_in_rest: bool = False
 
     def read(self, value: Any, where: str, reading: Reading) -> Any:
         """Return an instance."""
@@ -125,7 +126,7 @@ class Record:
     def write(self, value: Any, style: Style) -> dict[str, Any]:
         """Return the fields that are not at their default."""
         out: dict[str, Any] = {}
-        defaults = _defaults(self.kind)
+        defaults = {} if self.whole_in_rest and style is Style.REST else _defaults(self.kind)
         for entry in self.fields:
             item = getattr(value, entry.attribute)
             names = entry.spellings(style)

@@ -64,6 +64,7 @@ MONITORING: Final = Record(
         Field("retain_history", FLAG),
         Field("history_size", WHOLE),
     ),
+    whole_in_rest=True,  # to the reference's Go clients a missing flag is false
 )
 
 LIMITS: Final = Record(
