@@ -1,0 +1,70 @@
+"""``proplet version`` and ``proplet completion``."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from proplet.agent.cli import OK
+from proplet.agent.cli_parser import build
+
+
+def own_version() -> str:
+    """Return this program's version, as its package has it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("proplet")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def completion(options: argparse.Namespace) -> int:
+    """Print a static completion script; its head says how to install it."""
+    parser = build()
+    if options.shell == "fish":
+        text = "\n".join(_fish(parser)) + "\n"
+    else:
+        import shtab
+
+        text = shtab.complete(parser, shell=options.shell)
+    sys.stdout.write(text)
+    return OK
+
+
+def _fish(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield a script for fish, which shtab does not know. Source: fish-shell, complete(1)."""
+    yield "# fish completion for proplet: proplet completion fish > ~/.config/fish/completions/proplet.fish"
+    yield "complete -c proplet -f"
+    yield from _fish_level(parser, ())
+
+
+def _fish_level(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[str]:
+    seen = "__fish_seen_subcommand_from"
+    where = " && ".join(f"{seen} {name}" for name in path)
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list what was added
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            here = f"{where} && " if where else ""
+            condition = f"{here}not {seen} {' '.join(action.choices)}"
+            summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
+            for name, below in action.choices.items():
+                yield f"complete -c proplet -n {_quoted(condition)} -a {name} -d {_quoted(summaries.get(name, ''))}"
+                yield from _fish_level(below, (*path, name))
+            continue
+        words = [f"-s {flag[1:]}" if len(flag) == 2 else f"-l {flag[2:]}" for flag in action.option_strings]
+        condition = f"-n {_quoted(where)} " if where else ""
+        if words:
+            takes = "" if action.nargs == 0 else _fish_argument(action)
+            text = _quoted(action.help or "")
+            yield f"complete -c proplet {condition}{' '.join(words)}{takes} -d {text}"
+        elif action.choices:
+            yield f"complete -c proplet {condition}-a {_quoted(' '.join(map(str, action.choices)))}"
+
+
+def _fish_argument(action: argparse.Action) -> str:
+    if action.choices:
+        return f" -x -a {_quoted(' '.join(map(str, action.choices)))}"
+    return " -r -F" if action.metavar in ("FILE", "HOST::GUEST") else " -x"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

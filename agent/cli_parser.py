@@ -1,0 +1,188 @@
+"""The arguments of ``proplet``: each command with the function that carries it out, named but not imported."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import NoReturn
+
+DESCRIPTION = "Runs WebAssembly tasks on this device: agent, MQTT broker and manager in one program."
+
+EPILOG = """\
+exit codes:
+  0 done   1 failed   2 wrong usage   3 no node reachable   4 no such resource
+  5 a wait timed out   78 the configuration is wrong   130 interrupted
+  `run` gives the guest's own status; 124 after a time limit, 134 after a trap
+
+environment:
+  PROPLET_SERVER       the node to talk to, like --server
+  PROPLET_CONFIG_FILE  the configuration file, like --config
+  PROPLET_DEBUG=1      show tracebacks
+
+first steps:
+  proplet demo         see it work, nothing stays behind
+  proplet up           start a node: agent, broker and manager on loopback
+  proplet apply -f task.yaml, then: proplet get tasks
+"""
+
+FORMS = ("table", "wide", "json", "yaml", "name")
+WAITS = ("completed", "finished", "running")
+_RESOURCE = "tasks or proplets (task, proplet; task/NAME works, too)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with our words for a mistake: what is wrong in one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"proplet: error: {message}\ntry: {self.prog} --help\n")
+        sys.exit(2)
+
+
+def parse(arguments: Sequence[str]) -> Callable[[], int]:
+    """Return the command that `arguments` name, ready to be called; wrong usage ends the process with 2."""
+    parser = build()
+    options = parser.parse_args(arguments)
+    target = getattr(options, "target", None)
+    if target is None:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    return partial(_load_and_run, target, options)
+
+
+def _load_and_run(target: str, options: argparse.Namespace) -> int:
+    module, _, name = target.partition(":")
+    command = getattr(import_module(f"proplet.agent.{module}"), name)
+    return int(command(options))
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command; completion scripts are made from it."""
+    parser = _Parser(
+        prog="proplet", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, target: str, summary: str, *parents: _Parser) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary, parents=parents)
+        command.set_defaults(target=target)
+        return command
+
+    server = _server_options()
+    _node_commands(add)
+    _run_command(add)
+    _resource_commands(add, server)
+    add("version", "cli_misc:version", "show the versions of this program and of the node", server)
+    completion = add("completion", "cli_misc:completion", "print a completion script for a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"), help="the shell")
+    return parser
+
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def _server_options() -> _Parser:
+    parent = _Parser(add_help=False)
+    parent.add_argument(
+        "-s",
+        "--server",
+        metavar="ADDRESS",
+        help="unix:/path/to/proplet.sock or http://host:7070 (default: this machine's)",
+    )
+    parent.add_argument("--token-file", metavar="FILE", help="a file with the token for a URL")
+    return parent
+
+
+def _node_commands(add: Add) -> None:
+    up = add("up", "cli_node:up", "run this node in the foreground, as configured")
+    _config_option(up)
+    up.add_argument("--mqtt-address", metavar="URL", help="an MQTT broker, such as tcp://host:1883")
+    up.add_argument("--domain-id", metavar="ID", help="the domain (tenant) on that broker")
+    up.add_argument("--channel-id", metavar="ID", help="the channel")
+    up.add_argument("--client-id", metavar="ID", help="this proplet's id and MQTT user")
+    up.add_argument("--client-key", metavar="KEY", help="its key; visible to everybody on this machine, better use:")
+    up.add_argument("--client-key-file", metavar="FILE", help="a file with the key")
+    up.add_argument("--log-level", choices=("debug", "info", "warn", "error"), help="how much to log")
+    demo = add("demo", "cli_demo:demo", "run the main job once, show what it cost, leave nothing behind")
+    demo.add_argument("--broker", choices=("auto", "mosquitto", "amqtt"), default="auto", help="which broker to use")
+    service = add("service", "", "install this program as a service of the machine, or remove it")
+    actions = service.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    install = actions.add_parser("install", help="install, enable and start the systemd unit")
+    install.add_argument("--no-start", action="store_true", help="only install and enable")
+    install.set_defaults(target="cli_node:service_install")
+    uninstall = actions.add_parser("uninstall", help="stop the service and remove its unit")
+    uninstall.add_argument("--purge", action="store_true", help="remove its state and cache, too")
+    uninstall.set_defaults(target="cli_node:service_uninstall")
+    config = add("config", "", "check or show this node's configuration")
+    views = config.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    for name, summary in (("check", "list everything that is wrong with it"), ("show", "print every setting in force")):
+        view = views.add_parser(name, help=summary, description=summary)
+        view.set_defaults(target=f"cli_config:{name}")
+        _config_option(view)
+
+
+def _config_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="FILE", help="the configuration file instead of the usual one")
+
+
+def _run_command(add: Add) -> None:
+    run = add("run", "cli_run:run", "run one module now, without a broker: results on stdout, cost on stderr")
+    run.add_argument("--invoke", metavar="NAME", help="the export to call (default: main, _start, or the only one)")
+    run.add_argument("--timeout", metavar="TIME", help="stop it after this time, such as 5s")
+    run.add_argument("--env", metavar="K=V", action="append", default=[], help="a variable for the guest; repeatable")
+    run.add_argument("--dir", metavar="HOST::GUEST", action="append", default=[], help="a directory for the guest")
+    run.add_argument("--memory", metavar="SIZE", help="how much memory it may have, such as 64Mi")
+    run.add_argument("-q", "--quiet", action="store_true", help="no progress and no cost line")
+    _config_option(run)
+    run.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image such as ghcr.io/org/name:tag")
+    run.add_argument(
+        "args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments; everything from here is the guest's"
+    )
+
+
+def _resource_commands(add: Add, server: _Parser) -> None:
+    namespace = _Parser(add_help=False)
+    namespace.add_argument(
+        "-n", "--namespace", metavar="NAME", default="default", help="the namespace (default: default)"
+    )
+
+    def task_command(name: str, summary: str) -> argparse.ArgumentParser:
+        command = add(name, f"cli_tasks:{name}", summary, server, namespace)
+        command.add_argument("name", metavar="TASK", help="the task's name")
+        return command
+
+    apply = add("apply", "cli_resources:apply", "create or change what manifests describe", server, namespace)
+    _files_option(apply, required=True)
+    apply.add_argument("-o", "--output", choices=("name", "json", "yaml"), help="how to print what was applied")
+    get = add("get", "cli_resources:get", "list tasks or proplets", server, namespace)
+    get.add_argument("kind", metavar="KIND", help=_RESOURCE)
+    get.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    get.add_argument("-o", "--output", choices=FORMS, default="table", help="how to print them (default: table)")
+    get.add_argument("-w", "--watch", action="store_true", help="go on and print changes as they come")
+    get.add_argument("-A", "--all-namespaces", action="store_true", help="of every namespace")
+    get.add_argument("--no-headers", action="store_true", help="without the table's head")
+    describe = add("describe", "cli_resources:describe", "show all of one task or proplet", server, namespace)
+    describe.add_argument("kind", metavar="KIND", help=_RESOURCE)
+    describe.add_argument("names", metavar="NAME", nargs="*", help="which")
+    delete = add(
+        "delete", "cli_resources:delete", "delete tasks or proplets; running ones are stopped", server, namespace
+    )
+    delete.add_argument("kind", metavar="KIND", nargs="?", help=_RESOURCE)
+    delete.add_argument("names", metavar="NAME", nargs="*", help="which")
+    _files_option(delete, required=False)
+    delete.add_argument("--all", action="store_true", help="all of that kind")
+    delete.add_argument("--ignore-not-found", action="store_true", help="it is no failure if one is not there")
+    task_command("start", "start a task, again if it has finished")
+    task_command("stop", "stop a task")
+    logs = task_command("logs", "show what a task printed")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the task has finished")
+    wait = task_command("wait", "wait for a task")
+    wait.add_argument("--for", dest="until", choices=WAITS, default="completed", help="for what (default: completed)")
+    wait.add_argument("--timeout", metavar="TIME", default="30s", help="for how long (default: 30s)")
+
+
+def _files_option(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "-f", "--filename", metavar="FILE", action="append", default=[], required=required,
+        help="a manifest, a directory of them, or - for standard input; repeatable",
+    )  # fmt: skip
