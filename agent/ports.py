@@ -54,12 +54,16 @@ class ModuleKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModuleWanted:
-    """Which module a task needs: stored bytes by `module_digest`, or an image by `image_url`."""
+    """Which module a task needs: stored bytes by `module_digest`, or an image by `image_url`.
+
+    `metered` compiles it with fuel counting, which a job with a fuel limit needs and every other one pays for.
+    """
 
     module_digest: str | None = None
     image_url: str = ""
     image_digest: str | None = None
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+    metered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Artefact:
     start_kind: StartKind = StartKind.WARM
     fetch_s: float = 0.0
     compile_s: float = 0.0
+    metered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
