@@ -1,0 +1,69 @@
+#!/bin/sh
+# Have the programs that the tests talk to: test-servers.sh servers|all
+#
+# `servers`: an MQTT broker with its clients and an OCI registry; `all`: also what boots a Debian under systemd. Missing
+# ones are installed on Debian and its relatives, as root or through a sudo that asks for no password; elsewhere one line
+# says how to get them and their tests are skipped. With CI set that is an error. The distribution's services of these
+# packages are neither started nor enabled; what was installed before is not touched.
+set -eu
+
+missing=
+need() { # PROGRAM PACKAGE
+    command -v "$1" >/dev/null 2>&1 || case " $missing " in *" $2 "*) ;; *) missing="$missing $2" ;; esac
+}
+
+need mosquitto mosquitto
+need mosquitto_pub mosquitto-clients
+need docker-registry docker-registry
+if [ "${1:-servers}" = all ]; then
+    need mmdebstrap mmdebstrap
+    need systemd-nspawn systemd-container
+    need systemd-analyze systemd
+fi
+[ -n "$missing" ] || exit 0
+
+give_up() {
+    echo "tests that need them are skipped: $1; to have them: apt-get install$missing" >&2
+    [ -z "${CI:-}" ] || exit 1
+    exit 0
+}
+
+command -v apt-get >/dev/null 2>&1 || give_up "this is not a Debian"
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    sudo -n true 2>/dev/null || give_up "installing packages needs root"
+    as_root="sudo -n"
+fi
+
+# dpkg asks this program before it starts a service; one that exists is the administrator's and stays.
+policy=/usr/sbin/policy-rc.d
+ours=
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
+    ours=yes
+fi
+done_with_it() {
+    [ -z "$ours" ] || $as_root rm -f "$policy"
+}
+trap done_with_it EXIT
+trap 'exit 1' INT TERM HUP
+
+echo "installing$missing"
+install() {
+    # shellcheck disable=SC2086  # a list of packages
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends $missing \
+        </dev/null >/dev/null
+}
+# Package lists may be missing (fresh images) or old; updating them takes long on a Pi, so only when needed.
+install 2>/dev/null || { $as_root apt-get update --quiet=2 </dev/null && install; } || give_up "apt-get failed"
+
+# Not at the next boot either.
+if command -v systemctl >/dev/null 2>&1; then
+    for package in $missing; do
+        case $package in mosquitto | docker-registry)
+            $as_root systemctl disable --quiet "$package.service" 2>/dev/null || true
+            ;;
+        esac
+    done
+fi
