@@ -17,7 +17,9 @@ _MAX_ID = 128
 def check(settings: NodeSettings, origins: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what does not fit together. `origins` says where each setting was given."""
     for setting, message in _rules(settings):
-        yield Problem(origins.get(setting, ""), setting, message)
+        # A rule about a table is best found by the first value given in it.
+        inside = (origin for path, origin in origins.items() if path.startswith(f"{setting}."))
+        yield Problem(origins.get(setting) or next(inside, ""), setting, message)
 
 
 def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
@@ -87,7 +89,10 @@ def _agent(agent: AgentTable) -> Iterator[tuple[str, str]]:
         default, ceiling = getattr(agent.limits, key), getattr(agent.ceilings, key)
         if ceiling is not None and (math.inf if default is None else default) > ceiling:
             name = key.removesuffix("_s").removesuffix("_bytes")
-            yield f"agent.limits.{name}", f"is above agent.ceilings.{name}: lower it, or raise the ceiling"
+            yield (
+                f"agent.ceilings.{name}",
+                f"is below agent.limits.{name}, what a task gets by default: lower that, too",
+            )
 
 
 def _broker(broker: BrokerTable) -> Iterator[tuple[str, str]]:

@@ -62,7 +62,8 @@ def toml_value(value: Any, name: str = "") -> str:
     if name.endswith("_bytes"):
         return next((f'"{value // unit}{sign}"' for unit, sign in _UNITS if value and value % unit == 0), str(value))
     if name.endswith("_s"):
-        return next(
-            (f'"{value / unit:g}{sign}"' for unit, sign in _TIMES if value and value % unit == 0), f'"{value:g}s"'
+        number, sign = next(
+            ((value / unit, sign) for unit, sign in _TIMES if value and value % unit == 0), (value, "s")
         )
+        return f'"{number:.9f}'.rstrip("0").rstrip(".") + f'{sign}"'
     return str(value)
