@@ -1,0 +1,267 @@
+"""Our own routes: resources as manifests, applied, read, deleted, started and stopped by kind, namespace and name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proplet.agent.codec import to_plain
+from proplet.manager import rules
+from proplet.manager.api_http import (
+    JSON,
+    ProblemError,
+    check_version,
+    etag,
+    flag,
+    invalid,
+    media_type,
+    parse_json,
+    problem_of,
+    read_body,
+    reply,
+    unsupported,
+)
+from proplet.manager.api_routes import Context, Operation
+from proplet.manager.manifest import ManifestError, parse_documents, to_manifest
+from proplet.manager.model import Key, Kind, Proplet, Resource, Task
+from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, Store, StoreError
+
+_ATTEMPTS: Final = 8
+_YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml")
+_MAX_OBJECTS: Final = 1000
+
+KINDS: Final = {
+    name: kind
+    for kind, names in {Kind.TASK: "tasks task", Kind.PROPLET: "proplets proplet"}.items()
+    for name in names.split()
+}
+
+
+def kind_of(text: str) -> Kind:
+    """Return the kind that a path or a query names.
+
+    Raises:
+        ProblemError: 404.
+    """
+    kind = KINDS.get(text.lower())
+    if kind is None:
+        raise ProblemError(404, "no_such_kind", f"there is no kind {text[:50]!r}; there are tasks and proplets")
+    return kind
+
+
+async def list_resources(context: Context, request: Request) -> Response:
+    """Answer every resource of a kind as a manifest, with the version a watch can go on from."""
+    listing = await context.store.list(kind_of(request.path_params["kind"]))
+    namespace = request.query_params.get("namespace")
+    items = [to_manifest(item) for item in listing.items if namespace in {None, item.meta.namespace}]
+    return reply({"items": items, "version": listing.version})
+
+
+async def get_resource(context: Context, request: Request) -> Response:
+    """Answer one resource as a manifest."""
+    found = await context.store.get(kind_of(request.path_params["kind"]), _key(request))
+    return reply(to_manifest(found), headers=etag(found.meta.version))
+
+
+async def delete_resource(context: Context, request: Request) -> Response:
+    """Delete one resource and answer its last state."""
+    kind = kind_of(request.path_params["kind"])
+    found = await context.store.get(kind, _key(request))
+    check_version(request, found.meta.version)
+    if isinstance(found, Proplet) and (count := context.control.liveness(found.id).task_count) > 0:
+        raise ProblemError(409, "has_tasks", f"{count} tasks are under way on {found.id}: stop them first")
+    version = found.meta.version if "if-match" in request.headers else None
+    return reply(to_manifest(await context.store.delete(kind, found.meta.key, version)))
+
+
+async def start_task(context: Context, request: Request) -> Response:
+    """Ask for a run of a task; of one under way nothing changes."""
+    task = await _task(context, request)
+    return reply(to_manifest(await context.control.start(task.id)))
+
+
+async def stop_task(context: Context, request: Request) -> Response:
+    """Ask for the end of a task's current run."""
+    task = await _task(context, request)
+    return reply(to_manifest(await context.control.stop(task.id)))
+
+
+async def task_logs(context: Context, request: Request) -> Response:
+    """Answer a task's last output lines, as its proplets sent them, oldest first."""
+    task = await _task(context, request)
+    return reply({"items": [to_plain(lines) for lines in context.control.task_logs(task.id)]})
+
+
+def _key(request: Request) -> Key:
+    return Key(request.path_params["name"], request.path_params["namespace"])
+
+
+async def _task(context: Context, request: Request) -> Task:
+    found = await context.store.get(Kind.TASK, _key(request))
+    assert isinstance(found, Task)
+    return found
+
+
+# --- apply -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What became of one manifest: created, configured or unchanged."""
+
+    resource: Resource
+    action: str
+
+    def plain(self) -> dict[str, Any]:
+        meta = self.resource.meta
+        warning = rules.unsupported(self.resource) if isinstance(self.resource, Task) else None
+        return {
+            "kind": self.resource.kind.value,
+            "namespace": meta.namespace,
+            "name": meta.name,
+            "uid": meta.uid,
+            "version": meta.version,
+            "action": self.action,
+            **({"warning": warning} if warning else {}),
+        }
+
+
+async def apply(context: Context, request: Request) -> Response:
+    """Create or update what the manifests say. All are checked before the first is written.
+
+    They are written one by one: when a write fails, the answer is that error, with `items` saying what was done before.
+    Applying the same again finishes the work.
+    """
+    dry = flag(request, "dryRun")
+    kind = media_type(request)
+    if kind not in {JSON, *_YAML}:
+        raise unsupported(request, JSON, _YAML[0])
+    async with read_body(request, context.body) as body:
+        wanted = await _parse(context, body, is_json=kind == JSON)
+    planned = [await _try_to_apply(context.store, resource, dry=True) for resource in wanted]
+    done: list[_Applied] = []
+    try:
+        for resource in wanted if not dry else ():
+            done.append(await _apply_one(context.store, resource))  # noqa: PERF401 what was done counts when one fails
+    except (ProblemError, StoreError) as error:
+        problem = problem_of(error)
+        items = [applied.plain() for applied in done]
+        body_of_error = {"error": problem.message, "reason": problem.reason, "items": items}
+        return reply(body_of_error, problem.status, problem.headers)
+    return reply({"items": [applied.plain() for applied in (planned if dry else done)], "dryRun": dry})
+
+
+async def _parse(context: Context, body: bytes, *, is_json: bool) -> Sequence[Resource]:
+    if is_json:
+        # Refuses what YAML lets pass, with JSON's own words for what is wrong.
+        parse_json(body)
+    try:
+        text = body.decode("utf-8")
+        # In a thread, one at a time: PyYAML needs seconds for megabytes, and heartbeats are answered meanwhile.
+        found = await anyio.to_thread.run_sync(parse_documents, text, "request", limiter=context.parsing)
+    except UnicodeDecodeError:
+        raise invalid("the body is not UTF-8 text") from None
+    except ManifestError as error:
+        raise invalid(str(error)) from None
+    if not found:
+        raise invalid("there is no manifest in the body")
+    if len(found) > _MAX_OBJECTS:
+        raise invalid(f"there are {len(found)} manifests; apply at most {_MAX_OBJECTS} at once")
+    return found
+
+
+async def _apply_one(store: Store, wanted: Resource) -> _Applied:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return await _try_to_apply(store, wanted, dry=False)
+        except (AlreadyExistsError, ConflictError, NotFoundError):
+            # It was created, changed or deleted in between: look again.
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def _try_to_apply(store: Store, wanted: Resource, *, dry: bool) -> _Applied:
+    try:
+        current = await store.get(wanted.kind, wanted.meta.key)
+    except NotFoundError:
+        return _Applied(wanted if dry else await store.create(wanted), "created")
+    merged = _merged(current, wanted)
+    if (merged.spec, merged.meta) == (current.spec, current.meta):
+        return _Applied(current, "unchanged")
+    if isinstance(current, Task) and isinstance(merged, Task) and (frozen := rules.frozen_changes(current, merged)):
+        what = f"Task {current.meta.key} has been dispatched: {', '.join(frozen)} cannot change any more"
+        raise ProblemError(409, "frozen", f"{what}; delete it and apply it again, or give the new one another name")
+    return _Applied(merged if dry else await store.put(merged), "configured")
+
+
+def _merged(current: Resource, wanted: Resource) -> Resource:
+    """The current resource with the manifest's spec, labels and annotations; the version stays: a race shows."""
+    meta = replace(current.meta, labels=wanted.meta.labels, annotations=wanted.meta.annotations)
+    if isinstance(current, Task) and isinstance(wanted, Task):
+        return replace(current, meta=meta, spec=wanted.spec)
+    assert isinstance(current, Proplet)
+    assert isinstance(wanted, Proplet)
+    return replace(current, meta=meta, spec=wanted.spec)
+
+
+_ONE = "/api/v1/{kind}/{namespace}/{name}"
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/api/v1/apply",
+        apply,
+        "Create or update resources from manifests",
+        answer="Applied",
+        body="Manifests",
+        body_types=(JSON, *_YAML),
+        parameters=("dryRun",),
+        errors=(400, 408, 409, 413, 415),
+        tag="manifests",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/tasks/{namespace}/{name}/start",
+        start_task,
+        "Start a task",
+        answer="Manifest",
+        errors=(404,),
+        tag="manifests",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/tasks/{namespace}/{name}/stop",
+        stop_task,
+        "Stop a task",
+        answer="Manifest",
+        errors=(404, 409),
+        tag="manifests",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/tasks/{namespace}/{name}/logs",
+        task_logs,
+        "Get a task's last output lines",
+        answer="Logs",
+        errors=(404,),
+        tag="manifests",
+    ),
+    Operation("GET", _ONE, get_resource, "Get a manifest", answer="Manifest", errors=(404,), tag="manifests"),
+    Operation(
+        "DELETE", _ONE, delete_resource, "Delete a resource", answer="Manifest", errors=(404, 409, 412), tag="manifests"
+    ),
+    Operation(
+        "GET",
+        "/api/v1/{kind}",
+        list_resources,
+        "List manifests of a kind",
+        answer="ManifestList",
+        parameters=("namespace",),
+        errors=(404,),
+        tag="manifests",
+    ),
+)

@@ -1,0 +1,102 @@
+"""A control behind the port, and a node's API opened for a test."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+from proplet.manager.api import Api, ApiSettings, open_api
+from proplet.manager.api_routes import NodeState
+from proplet.manager.model import Kind, Task
+from proplet.manager.phases import Phase
+from proplet.manager.ports import Liveness, NotRunningError, Store
+from proplet.manager.store_memory import MemoryStore
+
+TOKEN = "correct-horse-battery-staple"
+
+
+@dataclass
+class FakeControl:
+    """Keeps to the port's contract with nothing behind it: a started task runs at once, for ever."""
+
+    store: Store
+    alive: dict[str, Liveness] = field(default_factory=dict)
+    proplets_metrics: dict[str, Sequence[PropletMetrics]] = field(default_factory=dict)
+    tasks_metrics: dict[str, Sequence[TaskMetrics]] = field(default_factory=dict)
+    logs: dict[str, Sequence[LogLines]] = field(default_factory=dict)
+
+    async def start(self, uid: str) -> Task:
+        task = await self._find(uid)
+        if task.status.phase in {Phase.SCHEDULED, Phase.RUNNING}:
+            return task
+        task = await self._put(replace(task, spec=replace(task.spec, held=False)))
+        status = replace(task.status, phase=Phase.RUNNING, attempt=task.status.attempt + 1, proplet_id="pi-1")
+        return await self._record(replace(task, status=status))
+
+    async def stop(self, uid: str) -> Task:
+        task = await self._find(uid)
+        if task.status.phase not in {Phase.SCHEDULED, Phase.RUNNING}:
+            raise NotRunningError(f"task {uid} is {task.status.phase.value}, there is nothing to stop")
+        return await self._record(replace(task, status=replace(task.status, phase=Phase.INTERRUPTED)))
+
+    async def _find(self, uid: str) -> Task:
+        task = await self.store.find(Kind.TASK, uid)
+        assert isinstance(task, Task)
+        return task
+
+    async def _put(self, task: Task) -> Task:
+        written = await self.store.put(task)
+        assert isinstance(written, Task)
+        return written
+
+    async def _record(self, task: Task) -> Task:
+        written = await self.store.record(task)
+        assert isinstance(written, Task)
+        return written
+
+    def liveness(self, proplet_id: str) -> Liveness:
+        return self.alive.get(proplet_id, Liveness(alive=False))
+
+    def proplet_metrics(self, proplet_id: str) -> Sequence[PropletMetrics]:
+        return self.proplets_metrics.get(proplet_id, ())
+
+    def task_metrics(self, uid: str) -> Sequence[TaskMetrics]:
+        return self.tasks_metrics.get(uid, ())
+
+    def task_logs(self, uid: str) -> Sequence[LogLines]:
+        return self.logs.get(uid, ())
+
+
+@dataclass
+class Node:
+    """An open API and what is behind it."""
+
+    api: Api
+    store: Store
+    control: FakeControl
+    state: NodeState
+
+    @property
+    def socket(self) -> Path:
+        assert self.api.socket is not None
+        return self.api.socket
+
+    @property
+    def port(self) -> int:
+        assert self.api.address is not None
+        return self.api.address[1]
+
+
+@asynccontextmanager
+async def open_node(settings: ApiSettings, store: Store | None = None) -> AsyncIterator[Node]:
+    """Open an API over `store`, a new one in memory unless given."""
+    store = MemoryStore() if store is None else store
+    control = FakeControl(store)
+    state = NodeState(
+        "1.2.3", ("agent", "broker", "manager"), "pi-1", "manager-1", "mqtt://127.0.0.1:1883", True, 1.7e9
+    )
+    node: Node | None = None
+    async with open_api(settings, store, control, lambda: node.state if node is not None else state) as api:
+        node = Node(api, store, control, state)
+        yield node
