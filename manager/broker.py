@@ -83,6 +83,7 @@ class BrokerSettings:
     max_queued_messages: int = 10_000
     max_inflight: int = 64
     autosave_s: int = 1800
+    connect_timeout_s: float = 10.0  # the embedded engine only; mosquitto has its own
 
     def __post_init__(self) -> None:
         base = Topics(self.domain, self.channel).base
