@@ -16,7 +16,7 @@ exit codes:
   `run` gives the guest's own status; 124 after a time limit, 134 after a trap
 
 environment:
-  PROPLET_SERVER       the node to talk to, like --server
+  PROPLET_SOCKET       the node to talk to, like --server; PROPLET_TOKEN its token
   PROPLET_CONFIG_FILE  the configuration file, like --config
   PROPLET_DEBUG=1      show tracebacks
 

@@ -42,7 +42,6 @@ REFERENCE: Mapping[str, str] = {
     "PROPLET_LIVELINESS_INTERVAL": "agent.liveliness_interval",
     "PROPLET_METRICS_INTERVAL": "agent.metrics_interval",
     "PROPLET_ENABLE_MONITORING": "agent.enable_monitoring",
-    "PROPLET_PULL_CONCURRENT_LIMIT": "modules.concurrent_pulls",
 }
 
 #: Variables of the reference that this program knows and does nothing with.
@@ -50,15 +49,13 @@ WITHOUT_EFFECT = frozenset(
     PREFIX + name
     for name in (
         "INSTANCE_ID MQTT_INFLIGHT MQTT_REQUEST_CHANNEL_CAPACITY HTTP_TLS_CA_CERT HTTP_TLS_INSECURE_SKIP_VERIFY "
-        "EXTERNAL_WASM_RUNTIME HAL_ENABLED HTTP_ENABLED HTTP_PROXY_PORT DIRS KBS_URI AA_CONFIG_PATH LAYER_STORE_PATH "
-        "USB_ENABLED PLUGIN_DIR METRICS_ENABLED METRICS_PORT OTEL_URL TRACE_RATIO"
+        "PULL_CONCURRENT_LIMIT EXTERNAL_WASM_RUNTIME HAL_ENABLED HTTP_ENABLED HTTP_PROXY_PORT DIRS KBS_URI "
+        "AA_CONFIG_PATH LAYER_STORE_PATH USB_ENABLED PLUGIN_DIR METRICS_ENABLED METRICS_PORT OTEL_URL TRACE_RATIO"
     ).split()
 )
 
 #: Variables that are not settings: where the configuration is, and those of the command line.
-OTHER = frozenset(
-    {"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION", "PROPLET_DEBUG", "PROPLET_SERVER", "PROPLET_TOKEN_FILE"}
-)
+OTHER = frozenset({"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION", "PROPLET_DEBUG", "PROPLET_SOCKET", "PROPLET_TOKEN"})
 
 #: Tables that may be absent: ``PROPLET_BROKER=true`` is an empty table, ``false`` takes the file's away.
 SWITCHES: Mapping[str, str] = {"PROPLET_BROKER": "broker", "PROPLET_MANAGER": "manager"}

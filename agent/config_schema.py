@@ -11,7 +11,7 @@ from pathlib import Path
 
 from proplet.agent.config_reader import Secret, setting
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
+KIB, MIB = 1024, 1024**2
 DAY_S = 86400.0
 
 
@@ -126,22 +126,25 @@ class AgentTable:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeTable:
-    """``[runtime]``: the worker that runs guests and the builder that prepares modules."""
+    """``[runtime]``: the worker that runs guests. A module that costs it too often is not run for a while."""
 
-    idle_timeout_s: float = setting(300.0, least=1)
+    max_daemons: int = setting(100, least=0)
+    idle_timeout_s: float = setting(60.0, least=1)  # an unused worker is stopped after it
+    grace_s: float = setting(5.0, least=0.1)  # how long a guest may take to be gone before its worker is killed
+    loaded_size_bytes: int = setting(64 * MIB, least=MIB)  # machine code kept loaded
     quarantine_after: int = setting(3, least=1)
-    compile_timeout_s: float = setting(300.0, least=1)
-    compile_memory_bytes: int = setting(768 * MIB, least=64 * MIB)
+    quarantine_s: float = setting(600.0, least=0)
 
 
 @dataclass(frozen=True, slots=True)
 class ModulesTable:
-    """``[modules]``: what is kept of pulled modules, and the limits of every pull."""
+    """``[modules]``: what is kept of modules, and the limits of pulling and compiling one."""
 
-    cache_size_bytes: int = setting(2 * GIB, least=0)
+    cache_size_bytes: int = setting(512 * MIB, least=0)  # of compiled modules
     max_module_size_bytes: int = setting(100 * MIB, least=KIB)
-    concurrent_pulls: int = setting(2, least=1, most=32)
     pull_timeout_s: float = setting(600.0, least=1)
+    compile_timeout_s: float = setting(600.0, least=1)
+    compile_memory_bytes: int = setting(512 * MIB, least=64 * MIB)
     docker_config: Path | None = None
     use_docker_config: bool = True
 
@@ -177,6 +180,9 @@ class BrokerTable:
     tls_key_file: Path | None = None
     max_connections: int = setting(1000, least=1)
     max_packet_size_bytes: int = setting(10 * MIB, least=64 * KIB, most=256 * MIB)
+    # Of one client that is away or slow.
+    max_queued_size_bytes: int = setting(16 * MIB, least=64 * KIB)
+    max_queued_messages: int = setting(10_000, least=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,8 @@ def size(count: float | None) -> str:
     return f"{count:.3g} TiB"
 
 
-def _text(path: str) -> Cell:
-    return lambda manifest, _: one_line(at(manifest, path))
+def _text(path: str, default: str = "") -> Cell:
+    return lambda manifest, _: one_line(at(manifest, path)) or default
 
 
 def _since(path: str) -> Cell:
@@ -116,8 +116,8 @@ def _since(path: str) -> Cell:
 def _ready(manifest: Manifest, _: float) -> str:
     for condition in at(manifest, "status.conditions") or ():
         if isinstance(condition, Mapping) and condition.get("type") == "Ready":
-            return one_line(condition.get("status"))
-    return ""
+            return one_line(condition.get("status")).capitalize()
+    return str(at(manifest, "status.phase") == "Running")
 
 
 def _clip(cell: Cell, width: int) -> Cell:
@@ -143,7 +143,7 @@ _TABLES: Mapping[str, tuple[Sequence[tuple[str, Cell]], Sequence[tuple[str, Cell
             ("PROPLET", _text("status.assignedProplet")),
             ("START TIME", _since("status.startedAt")),
             ("FINISH TIME", _since("status.finishedAt")),
-            ("PREFERRED TYPE", _text("spec.preferredPropletType")),
+            ("PREFERRED TYPE", _text("spec.preferredPropletType", "any")),
             ("AGE", _since("metadata.creationTimestamp")),
         ),
         (
@@ -156,10 +156,10 @@ _TABLES: Mapping[str, tuple[Sequence[tuple[str, Cell]], Sequence[tuple[str, Cell
     "Proplet": (
         (
             _NAME,
-            ("TYPE", _text("spec.type")),
+            ("TYPE", _text("spec.type", "external")),
             ("PHASE", _text("status.phase")),
             ("READY", _ready),
-            ("TASKS", _text("status.taskCount")),
+            ("TASKS", _text("status.taskCount", "0")),
             ("REPLICAS", _text("status.k8sStatus.readyReplicas")),
             ("LAST SEEN", _since("status.lastSeen")),
             ("AGE", _since("metadata.creationTimestamp")),
