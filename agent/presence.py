@@ -6,7 +6,7 @@ managers that announced it, and only of tasks that live long enough for somebody
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -37,6 +37,7 @@ class PresenceSettings:
     description: str | None = None
     tags: tuple[str, ...] = ()
     location: str | None = None
+    collect_system_info: bool = True
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class _Live:
     """A task under way, as it is reported."""
 
     start: wire.Start
+    since: float  # monotonic
     stage: str = "preparing"
     progress: Stage | None = None
     told: object = None
@@ -77,7 +79,7 @@ class Presence:
 
     def began(self, key: RunKey, start: wire.Start) -> None:
         """A task's preparation began."""
-        self._live[key] = _Live(start)
+        self._live[key] = _Live(start, time.monotonic())
         self._changed.set()
 
     def stage(self, key: RunKey, stage: Stage) -> None:
@@ -111,8 +113,14 @@ class Presence:
     async def introduce(self, link: Link, held: tuple[wire.InventoryItem, ...]) -> None:
         """Publish discovery, heartbeat and inventory."""
         ext = wire.Announcement(encodings=("cbor",), topics=ANNOUNCED)
-        about = self._vitals.metadata(self._settings.description, self._settings.tags, self._settings.location)
-        who, where = self.proplet_id, self._settings.namespace
+        mine = self._settings
+        about = replace(
+            self._vitals.metadata(collect_system_info=mine.collect_system_info),
+            description=mine.description,
+            tags=mine.tags,
+            location=mine.location,
+        )
+        who, where = mine.proplet_id, mine.namespace
         await self.tell(link, Route.CREATE, wire.Discovery(who, where, about, ext))
         await self.tell(link, Route.ALIVE, wire.Alive(who, "alive", where))
         await self.tell(link, Route.INVENTORY, wire.Inventory(who, held))
@@ -174,9 +182,10 @@ class Presence:
             await self.tell(link, Route.LOGS, lines)
 
     async def _tell_progress(self, link: Link) -> None:
+        old_enough = time.monotonic() - _PROGRESS_S
         for key, live in list(self._live.items()):
             now_told = (live.stage, live.progress)
-            if not live.wants("progress") or live.told == now_told:
+            if live.since > old_enough or live.told == now_told or not live.wants("progress"):
                 continue
             live.told = now_told
             attempt = live.start.ext.attempt if live.start.ext else None

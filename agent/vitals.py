@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,20 +22,21 @@ class Vitals:
         self._children: dict[int, tuple[float, float]] = {}
         psutil.cpu_percent(interval=None)
 
-    def metadata(self, description: str | None, tags: tuple[str, ...], location: str | None) -> Metadata:
-        """Return the device as it describes itself at discovery."""
-        return Metadata(
-            description=description,
-            tags=tags,
-            location=location,
+    def metadata(self, *, collect_system_info: bool = True) -> Metadata:
+        """Return the device as it describes itself at discovery; without system information, only its software."""
+        software = Metadata(
+            proplet_version=importlib.metadata.version("proplet"), wasm_runtime=f"wasmtime-py {_version('wasmtime')}"
+        )
+        if not collect_system_info:
+            return software
+        return replace(
+            software,
             ip=_address(),
             environment="docker" if Path("/.dockerenv").exists() else "binary",
             os=platform.system().lower(),
             hostname=socket.gethostname(),
             cpu_arch=platform.machine(),
             total_memory_bytes=self._total_memory,
-            proplet_version=importlib.metadata.version("proplet"),
-            wasm_runtime=f"wasmtime-py {_version('wasmtime')}",
         )
 
     def measure(self) -> tuple[CpuMetrics, MemoryMetrics]:

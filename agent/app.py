@@ -1,0 +1,334 @@
+"""The node as a process: its parts put together, in order, and taken apart in the reverse.
+
+The only module that knows all parts. Broker, manager and agent are context managers that yield when they are ready;
+nothing waits for a network. `run` adds what a daemon owes its machine: signals, readiness, the watchdog, exit codes.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskGroup
+
+from proplet.agent import parts
+from proplet.agent.config_schema import NodeSettings
+from proplet.agent.core import Core
+from proplet.agent.fetch import open_modules
+from proplet.agent.journal import OutboxBounds, open_journal
+from proplet.agent.mqtt import open_link
+from proplet.agent.ports import Link, StorageError
+from proplet.agent.presence import Presence
+from proplet.agent.runtime import open_runtime
+from proplet.agent.shell import Shell
+from proplet.agent.systemd import Notifier, watchdog_interval_s
+from proplet.agent.vitals import Vitals, machine_is_supported
+
+if TYPE_CHECKING:
+    from proplet.manager.broker import Broker, Identity
+
+log = logging.getLogger(__name__)
+
+#: sysexits.h: what is needed is not available; internal software error; try again later.
+EXIT_UNAVAILABLE, EXIT_SOFTWARE, EXIT_TEMPFAIL = 69, 70, 75
+
+_GOODBYE_S = 2.0
+
+
+class NodeError(Exception):
+    """The node cannot run as configured, or a part of it has failed for good; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A running node. `alive` returns once every part has shown that it makes progress."""
+
+    settings: NodeSettings
+    broker_address: str
+    broker_engine: str | None
+    socket_path: Path | None
+    alive: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """How a part reaches the broker."""
+
+    client_id: str
+    username: str
+    password: str
+
+
+@contextmanager
+def _state_directory(path: Path) -> Iterator[None]:
+    """Own the state directory: made 0700 if it is not there, refused while another node has it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(
+            f"the state directory {path} cannot be used ({error.strerror}): give it to this user, or set "
+            "[node] state_dir (PROPLET_NODE_STATE_DIR)"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise NodeError(
+                f"another node (process {other}) uses the state directory {path}: stop it, or give this one its own "
+                "with [node] state_dir (PROPLET_NODE_STATE_DIR)"
+            ) from None
+        os.truncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+@asynccontextmanager
+async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
+    """Run a node: broker, manager and agent, as far as each is configured. Yields when all are ready for work.
+
+    Raises:
+        NodeError: it cannot run as configured; also later, out of the context, if a part fails for good.
+        StorageError: the journal cannot be used.
+    """
+    if not machine_is_supported():
+        raise NodeError("wasmtime has no build for this machine: proplet needs a 64-bit system on x86-64 or ARM")
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_state_directory(settings.node.state_dir))
+        tasks = await stack.enter_async_context(_root())
+        identities, broker = await _start_broker(settings, stack, tasks)
+        address = broker.address if broker else settings.mqtt.address
+        if address is None:
+            raise NodeError("no broker: set [mqtt] address, or run one here with a [broker] table")
+        socket_path = await _start_manager(settings, stack, address, identities)
+        shell = await stack.enter_async_context(_open_agent(settings, address, _access(settings, identities)))
+        yield Node(
+            settings=settings,
+            broker_address=address,
+            broker_engine=broker.engine if broker else None,
+            socket_path=socket_path,
+            alive=lambda: _proof(shell),
+        )
+
+
+@asynccontextmanager
+async def _root() -> AsyncIterator[TaskGroup]:
+    """The root task group; leaving it ends what still runs in it."""
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield tasks
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+def _manager_id(settings: NodeSettings) -> str:
+    return f"{settings.node.id}-manager"
+
+
+def _access(settings: NodeSettings, identities: "list[Identity]", manager: bool = False) -> _Access:
+    """The identity of the agent, or of the manager. On a foreign broker both have the user the node was given."""
+    own = _manager_id(settings) if manager else settings.node.id
+    for identity in identities:
+        if identity.username == own:
+            return _Access(own, own, identity.password)
+    key = settings.mqtt.client_key
+    return _Access(own, settings.mqtt.client_id or settings.node.id, key.reveal() if key else "")
+
+
+async def _start_broker(
+    settings: NodeSettings, stack: AsyncExitStack, tasks: TaskGroup
+) -> "tuple[list[Identity], Broker | None]":
+    if settings.broker is None:
+        return [], None
+    from proplet.manager.broker import (
+        BrokerError,
+        BrokerSettings,
+        CredentialsError,
+        TlsFiles,
+        load_or_create_identities,
+        open_broker,
+    )
+
+    given = settings.broker
+    directory = settings.node.state_dir / "broker"
+    try:
+        identities = await anyio.to_thread.run_sync(
+            lambda: load_or_create_identities(directory, [settings.node.id], _manager_id(settings))
+        )
+        tls = None
+        if given.tls_cert_file and given.tls_key_file:
+            tls = TlsFiles(given.tls_cert_file, given.tls_key_file)
+        wanted = BrokerSettings(
+            state_dir=directory,
+            domain=settings.mqtt.domain,
+            channel=settings.mqtt.channel,
+            engine=given.engine.value,
+            host=given.host,
+            port=given.port,
+            tls=tls,
+            max_connections=given.max_connections,
+            max_message_bytes=given.max_packet_size_bytes,
+        )
+        broker = await stack.enter_async_context(open_broker(wanted, identities))
+    except (BrokerError, CredentialsError, ValueError) as error:
+        raise NodeError(str(error)) from error
+
+    async def watch() -> None:
+        try:
+            await broker.failed()
+        except BrokerError as error:
+            raise NodeError(str(error)) from error
+
+    tasks.start_soon(watch, name="broker watch")
+    log.info("the broker (%s) listens on %s", broker.engine, broker.address)
+    return identities, broker
+
+
+async def _start_manager(
+    settings: NodeSettings, stack: AsyncExitStack, address: str, identities: "list[Identity]"
+) -> Path | None:
+    if settings.manager is None:
+        return None
+    from proplet.agent.parts_manager import start_manager
+
+    access = _access(settings, identities, manager=True)
+    link = parts.link_settings(settings, address, access.client_id, access.username, access.password)
+    return await start_manager(settings, stack, link)
+
+
+@asynccontextmanager
+async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> AsyncIterator[Shell]:
+    """Run the agent. Left, it cancels its work, says goodbye and disconnects; the journal knows what ran."""
+    bounds = settings.agent.outbox
+    kept = OutboxBounds(
+        settings.agent.results.count, max_count=bounds.count, max_bytes=bounds.size_bytes, max_age_s=bounds.age_s
+    )
+    topics, about = parts.topics_of(settings), parts.presence_settings(settings)
+    mqtt = parts.link_settings(settings, address, access.client_id, access.username, access.password)
+    async with (
+        open_journal(settings.node.state_dir / "journal.db", kept) as journal,
+        open_modules(parts.modules_settings(settings)) as modules,
+        open_runtime(parts.runtime_settings(settings), modules) as runtime,
+    ):
+        presence = Presence(about, topics, runtime, Vitals())
+        shell = Shell(
+            parts.shell_settings(settings),
+            Core(parts.core_settings(settings)),
+            journal=journal,
+            modules=modules,
+            runtime=runtime,
+            topics=topics,
+            presence=presence,
+        )
+        will = parts.will_of(topics, about)
+        async with open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, shell.put) as link:
+            try:
+                async with _served(shell, link):
+                    yield shell
+            finally:
+                with anyio.move_on_after(_GOODBYE_S, shield=True):
+                    await presence.goodbye(link)
+
+
+@asynccontextmanager
+async def _served(shell: Shell, link: Link) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as tasks:
+        ready = anyio.Event()
+        tasks.start_soon(lambda: shell.serve(link, ready=ready.set), name="shell")
+        await ready.wait()
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+async def _proof(shell: Shell) -> None:
+    """Return once the loop has taken a turn. One that waits for a full disk is alive: a restart would not help."""
+    if shell.trouble is None:
+        await shell.proof_of_life()
+
+
+# --- as a daemon ------------------------------------------------------------------------------------------------------
+
+
+def run(settings: NodeSettings) -> int:
+    """Run the node until a signal ends it; return the exit code. Errors go to the log, one line each."""
+    try:
+        anyio.run(_serve, settings)
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+    except (NodeError, StorageError) as error:
+        errors = [error]
+    else:
+        return 0
+    expected = [error for error in errors if isinstance(error, (NodeError, StorageError))]
+    if len(expected) < len(errors):
+        for error in errors:
+            log.error("a part of the node has failed", exc_info=error)
+        return EXIT_SOFTWARE
+    for error in expected:
+        log.error("%s", error)
+    return EXIT_TEMPFAIL if any(isinstance(error, StorageError) for error in expected) else EXIT_UNAVAILABLE
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors themselves, out of the groups of the task groups they passed."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def _serve(settings: NodeSettings) -> None:
+    notifier = Notifier.from_environment()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            scope = anyio.CancelScope()
+
+            async def node() -> None:
+                with scope:
+                    await _be_the_node(settings, notifier)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(node, name="node")
+            async for number in signals:
+                if scope.cancel_called:
+                    os._exit(128 + number)  # asked twice: now
+                log.info("%s: the node ends", signal.Signals(number).name)
+                notifier.stopping("ending")
+                scope.cancel()
+
+
+async def _be_the_node(settings: NodeSettings, notifier: Notifier) -> None:
+    async with open_node(settings) as node:
+        what = ", ".join(_roles(node))
+        log.info("ready: %s; proplet %s, broker %s", what, settings.node.id, node.broker_address)
+        if node.socket_path:
+            log.info("the API listens on %s", node.socket_path)
+        notifier.ready(f"{what}; proplet {settings.node.id}")
+        interval_s = watchdog_interval_s()
+        if interval_s is None:
+            await anyio.sleep_forever()
+            return
+        while True:
+            await node.alive()
+            notifier.watchdog()
+            await anyio.sleep(interval_s)
+
+
+def _roles(node: Node) -> Iterator[str]:
+    yield "agent"
+    if node.broker_engine:
+        yield f"broker ({node.broker_engine})"
+    if node.settings.manager:
+        yield "manager"

@@ -1,0 +1,147 @@
+"""What each part of a node is told: the node's settings turned into every part's own. Pure."""
+
+from proplet.agent import codec, wire
+from proplet.agent.config_schema import LimitsTable, NodeSettings
+from proplet.agent.core import CoreSettings
+from proplet.agent.fetch import ModulesSettings
+from proplet.agent.mqtt_model import MqttSettings, Will
+from proplet.agent.ports import GuestLimits
+from proplet.agent.presence import PresenceSettings
+from proplet.agent.runtime import RuntimeSettings
+from proplet.agent.shell import ShellSettings
+from proplet.agent.terms import NodeLimits
+from proplet.agent.topics import Route, Topics
+from proplet.oci.settings import HostSettings, RegistrySettings
+
+WORKER_QUEUE = 4  # runs prepared while all slots are taken, so that a slot is never idle
+
+
+def topics_of(settings: NodeSettings) -> Topics:
+    """The channel's topics."""
+    return Topics(settings.mqtt.domain, settings.mqtt.channel)
+
+
+def link_settings(settings: NodeSettings, address: str, client_id: str, username: str, password: str) -> MqttSettings:
+    """How the link of one part of this node reaches the broker at `address`."""
+    mqtt = settings.mqtt
+    return MqttSettings(
+        address=address,
+        client_id=client_id,
+        username=username,
+        password=password,
+        keepalive_s=int(mqtt.keep_alive_s),
+        ca_file=str(mqtt.tls.ca_file) if mqtt.tls.ca_file else None,
+        cert_file=str(mqtt.tls.cert_file) if mqtt.tls.cert_file else None,
+        key_file=str(mqtt.tls.key_file) if mqtt.tls.key_file else None,
+        insecure_skip_verify=mqtt.tls.insecure_skip_verify,
+        max_packet_bytes=mqtt.max_packet_size_bytes,
+    )
+
+
+def subscriptions(topics: Topics, proplet_id: str) -> list[tuple[str, int]]:
+    """What a proplet listens to, always at QoS 1: the shared commands, its own, and managers' hellos."""
+    shared = [topics.build(r) for r in (Route.START, Route.STOP, Route.INVOKE, Route.HELLO)]
+    own = [topics.build(r, proplet_id) for r in (Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE)]
+    return [(topic, 1) for topic in shared + own]
+
+
+def will_of(topics: Topics, presence: PresenceSettings) -> Will:
+    """What the broker says for a proplet that has vanished."""
+    gone = wire.Alive(presence.proplet_id, "offline", presence.namespace)
+    return Will(topics.build(Route.ALIVE), codec.encode(gone), 1)
+
+
+def core_settings(settings: NodeSettings) -> CoreSettings:
+    """The core's bounds."""
+    running = settings.agent.max_running
+    return CoreSettings(
+        settings.node.id, max_active=running + WORKER_QUEUE, known_attempts=settings.agent.results.count
+    )
+
+
+def presence_settings(settings: NodeSettings) -> PresenceSettings:
+    """Who the device is and how often it reports."""
+    node, agent = settings.node, settings.agent
+    return PresenceSettings(
+        proplet_id=node.id,
+        namespace=node.namespace,
+        qos=min(1, settings.mqtt.qos),
+        heartbeat_s=agent.liveliness_interval_s,
+        metrics_s=agent.metrics_interval_s if agent.enable_monitoring else 0.0,
+        description=node.description,
+        tags=node.tags,
+        location=node.location,
+        collect_system_info=node.collect_system_info,
+    )
+
+
+def runtime_settings(settings: NodeSettings) -> RuntimeSettings:
+    """How guests are run."""
+    return RuntimeSettings(
+        key_dir=settings.node.state_dir / "keys",
+        max_running=settings.agent.max_running,
+        max_daemons=settings.runtime.max_daemons,
+        idle_s=settings.runtime.idle_timeout_s,
+        grace_s=settings.runtime.grace_s,
+        loaded_bytes=settings.runtime.loaded_size_bytes,
+        strikes=settings.runtime.quarantine_after,
+        quarantine_s=settings.runtime.quarantine_s,
+    )
+
+
+def modules_settings(settings: NodeSettings) -> ModulesSettings:
+    """Where modules come from and are kept. They are state: tasks start from them without a network."""
+    modules = settings.modules
+    registries = {
+        host: HostSettings(
+            plain_http=given.plain_http,
+            ca_file=given.ca_file,
+            insecure=given.insecure,
+            username=given.username,
+            password=given.password.reveal() if given.password else None,
+        )
+        for host, given in settings.registries.items()
+    }
+    return ModulesSettings(
+        store_dir=settings.node.state_dir / "modules",
+        cache_dir=settings.node.cache_dir,
+        key_dir=settings.node.state_dir / "keys",
+        registry=RegistrySettings(
+            hosts=registries,
+            docker_config=modules.docker_config,
+            use_docker_config=modules.use_docker_config,
+            total_timeout_s=modules.pull_timeout_s,
+            max_module_bytes=modules.max_module_size_bytes,
+        ),
+        max_module_bytes=modules.max_module_size_bytes,
+        cache_bytes=modules.cache_size_bytes,
+        compile_memory_bytes=modules.compile_memory_bytes,
+        compile_timeout_s=modules.compile_timeout_s,
+    )
+
+
+def shell_settings(settings: NodeSettings) -> ShellSettings:
+    """The node's terms for tasks."""
+    given = settings.agent.limits
+    default = GuestLimits(
+        memory_bytes=given.memory_bytes,
+        cpu_s=given.cpu_s,
+        wall_s=given.wall_s,
+        output_bytes=given.output_bytes,
+        stack_bytes=given.stack_bytes,
+        fuel=given.fuel,
+    )
+    return ShellSettings(NodeLimits(default, _ceiling(settings.agent.ceilings)))
+
+
+def _ceiling(given: LimitsTable) -> GuestLimits:
+    """The ceiling; a size that is not given keeps the program's own."""
+    own = NodeLimits().ceiling
+    return GuestLimits(
+        memory_bytes=given.memory_bytes or own.memory_bytes,
+        cpu_s=given.cpu_s,
+        wall_s=given.wall_s,
+        output_bytes=given.output_bytes or own.output_bytes,
+        stack_bytes=given.stack_bytes or own.stack_bytes,
+        fuel=given.fuel,
+    )
