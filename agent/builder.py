@@ -1,0 +1,171 @@
+"""The builder: a short-lived child that pulls and compiles, so that neither ever happens in the agent.
+
+``python -m proplet.agent.builder FD PARENT MEMORY``; MEMORY is what it may use, in bytes. Place in the flow: `fetch`
+sends one request at a time over the channel; stages come back, then the end. It is killed to cancel, and when it runs
+out of memory it dies alone. The registry's libraries and the compiler are only loaded by the requests that need them.
+"""
+
+import pickle
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from proplet.agent.worker_frames import RECEIVE_BYTES, Decoder, encode
+from proplet.agent.worker_start import enter
+
+_OOM_SCORE = 700
+_NICE = 10
+
+# Requests: [kind, fields]. Answers: [STAGE, name, done, total], then [DONE, fields] or [FAILED, reason, message].
+PULL, COMPILE = range(2)
+STAGE, DONE, FAILED = range(3)
+# Reasons of FAILED that are not `wire.Reason`'s values: the store or the cache, not the module, is at fault.
+STORAGE: Final = "storage"
+INVALID: Final = "invalid_module"
+
+Tell = Callable[[str, int, int], None]
+
+
+class BuildError(Exception):
+    """The request cannot be fulfilled; `reason` is a value of `wire.Reason`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def main() -> None:
+    """Serve requests until the channel ends."""
+    channel = enter(oom_score=_OOM_SCORE, nice=_NICE)
+    # Not RLIMIT_AS: the allocator and the engine reserve far more addresses than they ever use.
+    limit = int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    decoder = Decoder()
+    while data := channel.recv(RECEIVE_BYTES):
+        for kind, fields in decoder.feed(data):
+            channel.sendall(encode([_serve(kind, fields, lambda *stage: channel.sendall(encode([[STAGE, *stage]])))]))
+
+
+def _serve(kind: int, fields: dict[str, Any], tell: Tell) -> list[Any]:
+    try:
+        return [DONE, _pull(fields, tell) if kind == PULL else _compile(fields, tell)]
+    except BuildError as error:
+        return [FAILED, error.reason, str(error)]
+    except MemoryError:
+        return [FAILED, "memory_limit", "out of memory"]
+
+
+def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    from proplet.oci.digest import Digest
+    from proplet.oci.errors import OciError
+    from proplet.oci.layout import OciLayout
+    from proplet.oci.pull import Progress, PullPolicy, PullStage, pull
+
+    names = {PullStage.RESOLVE: "fetching", PullStage.DOWNLOAD: "fetching", PullStage.VERIFY: "verifying"}
+
+    def progress(stage: Progress) -> None:
+        if stage.stage in names:
+            tell(names[stage.stage], stage.bytes_done, stage.bytes_total or 0)
+
+    # From the agent over a private socket: nobody else can have written it.
+    settings = pickle.loads(fields["settings"])  # noqa: S301
+    try:
+        pulled = pull(
+            fields["image"],
+            OciLayout(Path(fields["store_dir"])),
+            settings,
+            policy=PullPolicy(fields["policy"]),
+            expected_digest=Digest.parse(fields["digest"]) if fields["digest"] else None,
+            progress=progress,
+        )
+    except OciError as error:
+        raise BuildError(_REASONS.get(error.reason, "module_unavailable"), str(error)) from error
+    return {"image_digest": str(pulled.manifest_digest), "module_digest": str(pulled.module_digest)}
+
+
+_REASONS: Final = {
+    "digest_mismatch": "digest_mismatch",
+    "size_mismatch": "digest_mismatch",
+    "not_wasm": INVALID,
+    "disk_full": STORAGE,
+    "store_read_only": STORAGE,
+    "store_failed": STORAGE,
+    "store_damaged": STORAGE,
+}
+
+
+def _compile(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    from wasmtime import Engine, Module, WasmtimeError
+
+    from proplet.agent.cache import CacheError, Record, device_key, publish
+    from proplet.agent.host_engine import configuration
+
+    wasm, out = Path(fields["wasm"]), Path(fields["out"])
+    tell("verifying", 0, 0)
+    data = _read(wasm, fields["module_digest"])
+    tell("compiling", 0, len(data))
+    try:
+        module = Module(Engine(configuration(metered=fields["metered"])), data)
+        has_memory = _defines_memory(data)
+        del data
+        code = module.serialize()
+    except WasmtimeError as error:
+        raise _refused(str(error)) from error
+    record = Record(fields["module_digest"], fields["metered"], has_memory, len(code))
+    try:
+        publish(out, code, record, device_key(Path(fields["key_dir"])))
+    except CacheError as error:
+        raise BuildError(STORAGE, str(error)) from error
+    return {}
+
+
+def _read(wasm: Path, module_digest: str) -> bytes:
+    from proplet.oci.digest import Digest
+
+    try:
+        data = wasm.read_bytes()
+    except OSError as error:
+        raise BuildError("module_unavailable", f"{wasm}: {error.strerror}") from error
+    wanted = Digest.parse(module_digest)
+    if Digest.of(data, wanted.algorithm) != wanted:
+        wasm.unlink(missing_ok=True)
+        raise BuildError(
+            "digest_mismatch", f"the stored module {wanted.short} was damaged and is removed: send it again"
+        )
+    return data
+
+
+def _refused(message: str) -> BuildError:
+    text = " ".join(message.split())[:300]
+    young = any(word in text for word in ("not enabled", "feature required", "must be enabled", "proposal"))
+    if young or "multiple memories" in text:
+        return BuildError("not_supported", f"the module needs a WebAssembly feature that is off here: {text}")
+    return BuildError(INVALID, f"not a valid WebAssembly module: {text}")
+
+
+def _defines_memory(data: bytes) -> bool:
+    """Whether a valid core module has a memory section. Source: WebAssembly core specification, binary format."""
+    at = 8
+    while at < len(data):
+        section = data[at]
+        size, at = _unsigned(data, at + 1)
+        if section == 5:
+            return _unsigned(data, at)[0] > 0
+        at += size
+    return False
+
+
+def _unsigned(data: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at
+
+
+if __name__ == "__main__":
+    main()

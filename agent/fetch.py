@@ -1,0 +1,350 @@
+"""The adapter behind the port `Modules`: from inline bytes or an image reference to a compiled module.
+
+Place in the flow: the shell awaits `keep` and `prepare`. Stored modules live in an OCI layout (`proplet.oci.layout`),
+compiled ones in `cache`; pulling and compiling happen in builder processes. A module that is in the cache already costs
+two looks at the file system and no process. Preparing the same thing twice at once does the work once; the work is
+abandoned when the last one who waits for it is cancelled. Neither wasmtime nor oras is ever imported here.
+"""
+
+import hashlib
+import pickle
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from proplet.agent.cache import CompileCache, Record
+from proplet.agent.fetch_builders import Builders
+from proplet.agent.ports import (
+    Artefact,
+    ModuleError,
+    ModuleKind,
+    Modules,
+    ModuleWanted,
+    Stage,
+    StartKind,
+    StorageError,
+)
+from proplet.agent.wire import PullPolicy, Reason
+from proplet.oci.digest import Digest
+from proplet.oci.errors import InvalidDigest, OciError, StoreFault
+from proplet.oci.layout import OciLayout
+from proplet.oci.manifest import ImageManifest, parse_manifest, select_layer, select_platform
+from proplet.oci.reference import Reference
+from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
+
+_MIB: Final = 1024 * 1024
+_HASH_INLINE: Final = 64 * 1024
+_REMEMBERED: Final = 1024
+_MAGIC: Final = b"\0asm"
+_CORE_VERSION: Final = b"\1\0\0\0"
+_COMPONENT_LAYER: Final = b"\1\0"  # the second half of a component's version field; core modules have 0
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+Progress = Callable[[Stage], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModulesSettings:
+    """Where modules are kept and what making them may cost. Sizes in bytes, times in seconds.
+
+    `store_dir` is an OCI image layout. `key_dir` holds the device's key, as in `runtime.RuntimeSettings`.
+    `compile_memory_bytes` caps a builder's data; compiling a 1 MB module takes some 75 MB, an 18 MB one 370 MB.
+    """
+
+    store_dir: Path
+    cache_dir: Path
+    key_dir: Path
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
+    max_module_bytes: int = 100 * _MIB
+    cache_bytes: int = 512 * _MIB
+    compile_memory_bytes: int = 512 * _MIB
+    compile_timeout_s: float = 600.0
+    linger_s: float = 5.0
+
+
+@asynccontextmanager
+async def open_modules(settings: ModulesSettings) -> "AsyncIterator[StoredModules]":
+    """Yield the modules of this node; at the end no builder is left.
+
+    Raises:
+        StorageError: the store cannot be opened.
+    """
+    try:
+        layout = await to_thread.run_sync(lambda: OciLayout(settings.store_dir.absolute()))
+    except OciError as error:
+        raise StorageError(str(error)) from error
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        modules = StoredModules(settings, layout, tasks)
+        try:
+            yield modules
+        except Exception as error:  # noqa: BLE001  kept out of the task group, which would wrap it
+            failure = error
+        finally:
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await modules.aclose()
+    if failure is not None:
+        raise failure
+
+
+class _Flight:
+    """One preparation under way and those who wait for it."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self.listeners: list[Progress] = []
+        self.artefact: Artefact | None = None
+        self.error: ModuleError | StorageError | None = None
+
+    def tell(self, stage: Stage) -> None:
+        for listener in self.listeners:
+            listener(stage)
+
+
+class StoredModules(Modules):
+    """Made by `open_modules`."""
+
+    def __init__(self, settings: ModulesSettings, layout: OciLayout, tasks: TaskGroup) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._tasks = tasks
+        self._cache = CompileCache(settings.cache_dir, settings.cache_bytes)
+        self._builders = Builders(
+            tasks,
+            memory_bytes=settings.compile_memory_bytes,
+            compile_timeout_s=settings.compile_timeout_s,
+            linger_s=settings.linger_s,
+        )
+        self._flights: dict[ModuleWanted, _Flight] = {}
+        self._kept: OrderedDict[str, None] = OrderedDict()
+        self._compiled: OrderedDict[Path, Record] = OrderedDict()
+        self._images: OrderedDict[tuple[str, str | None], tuple[str, str]] = OrderedDict()
+        self._index_seen: tuple[int, int] | None = None
+
+    async def aclose(self) -> None:
+        """End the idle builders."""
+        await self._builders.aclose()
+
+    async def keep(self, data: bytes) -> str:
+        """Store inline bytes durably; see the port."""
+        if len(data) <= _HASH_INLINE:
+            digest = _digest(data)
+        else:
+            digest = await to_thread.run_sync(_digest, data)
+        if digest in self._kept and self._layout.has(Digest.parse(digest)):
+            self._kept.move_to_end(digest)
+            return digest
+        try:
+            await to_thread.run_sync(self._layout.add_blob, data)
+        except OciError as error:
+            raise StorageError(str(error)) from error
+        _remember(self._kept, digest, None)
+        return digest
+
+    async def prepare(self, wanted: ModuleWanted, progress: Progress) -> Artefact:
+        """Fetch, verify and compile; see the port."""
+        if (ready := self._ready(wanted)) is not None:
+            return ready
+        flight = self._flights.get(wanted)
+        if flight is None:
+            flight = self._flights[wanted] = _Flight()
+            self._tasks.start_soon(self._fly, wanted, flight)
+        flight.listeners.append(progress)
+        try:
+            await flight.done.wait()
+        finally:
+            flight.listeners.remove(progress)
+            if not flight.listeners and not flight.done.is_set():
+                flight.scope.cancel()
+                self._flights.pop(wanted, None)
+        # A new exception for each who waits: one object raised in several tasks would collect all their tracebacks.
+        if isinstance(flight.error, ModuleError):
+            raise ModuleError(flight.error.reason, str(flight.error)) from flight.error
+        if flight.error is not None:
+            raise StorageError(str(flight.error)) from flight.error
+        assert flight.artefact is not None
+        return flight.artefact
+
+    def _ready(self, wanted: ModuleWanted) -> Artefact | None:
+        """What is known to be compiled, without leaving the event loop: two calls of stat."""
+        image_digest, module_digest = None, wanted.module_digest
+        if module_digest is None:
+            if wanted.pull_policy is PullPolicy.ALWAYS or self._index_state() != self._index_seen:
+                return None
+            found = self._images.get((wanted.image_url, wanted.image_digest))
+            if found is None:
+                return None
+            image_digest, module_digest = found
+        path = self._cache.path(module_digest, metered=wanted.metered)
+        record = self._compiled.get(path)
+        if record is None or not _has_size(path, record.size):
+            return None
+        self._compiled.move_to_end(path)
+        return Artefact(module_digest, path, ModuleKind.CORE, image_digest, metered=wanted.metered)
+
+    async def _fly(self, wanted: ModuleWanted, flight: _Flight) -> None:
+        try:
+            with flight.scope:
+                flight.artefact = await self._make(wanted, flight.tell)
+        except (ModuleError, StorageError) as error:
+            flight.error = error
+        finally:
+            if flight.artefact is None and flight.error is None:
+                flight.error = ModuleError(Reason.INTERRUPTED, "the preparation was abandoned")
+            if self._flights.get(wanted) is flight:
+                del self._flights[wanted]
+            flight.done.set()
+
+    async def _make(self, wanted: ModuleWanted, tell: Progress) -> Artefact:
+        began = time.monotonic()
+        image_digest, module_digest, fetch_s = None, wanted.module_digest, 0.0
+        if module_digest is None:
+            image_digest, module_digest = await self._fetch(wanted, tell)
+            fetch_s = time.monotonic() - began
+        try:
+            digest = Digest.parse(module_digest)
+        except InvalidDigest as error:
+            raise ModuleError(Reason.MODULE_UNAVAILABLE, str(error)) from error
+        blob = self._layout.path(digest)
+        artefact = Artefact(
+            module_digest,
+            self._cache.path(module_digest, metered=wanted.metered),
+            ModuleKind.CORE,
+            image_digest,
+            fetch_s=fetch_s,
+            metered=wanted.metered,
+        )
+        record = await to_thread.run_sync(self._cache.find, artefact.path)
+        if record is None:
+            if await to_thread.run_sync(self._look, blob, digest) is ModuleKind.COMPONENT:
+                return replace(artefact, kind=ModuleKind.COMPONENT, path=blob)
+            began = time.monotonic()
+            await self._builders.compile(self._order(artefact, blob), tell)
+            compiled = {"start_kind": StartKind.COLD, "compile_s": time.monotonic() - began}
+            artefact = replace(artefact, **compiled)  # type: ignore[arg-type]
+            record = await to_thread.run_sync(self._cache.find, artefact.path)
+            await to_thread.run_sync(self._cache.trim, artefact.path)
+        if record is not None:
+            _remember(self._compiled, artefact.path, record)
+        return artefact
+
+    async def _fetch(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
+        """Return the digests of the image and of its module, which is in the store or compiled already."""
+        key = (wanted.image_url, wanted.image_digest)
+        state = self._index_state()
+        found = None
+        if wanted.pull_policy is not PullPolicy.ALWAYS:
+            found = await to_thread.run_sync(self._resolve, wanted)
+        if found is None:
+            registry = replace(self._settings.registry, max_module_bytes=self._settings.max_module_bytes)
+            fields = {
+                "image": wanted.image_url,
+                "digest": wanted.image_digest,
+                "policy": wanted.pull_policy.value,
+                "store_dir": str(self._layout.root),
+                "settings": pickle.dumps(registry),
+            }
+            pulled = await self._builders.pull(fields, tell)
+            found = (str(pulled["image_digest"]), str(pulled["module_digest"]))
+            state = self._index_state()
+        if state != self._index_seen:
+            self._images.clear()
+            self._index_seen = state
+        _remember(self._images, key, found)
+        return found
+
+    def _resolve(self, wanted: ModuleWanted) -> tuple[str, str] | None:
+        """Return what the store knows of an image, if its module is there or compiled; the module is not read."""
+        with suppress(OciError):
+            reference = Reference.parse(wanted.image_url)
+            if wanted.image_digest is not None:
+                reference = reference.with_digest(Digest.parse(wanted.image_digest))
+            digest = reference.digest
+            if digest is None:
+                recorded = self._layout.resolve(reference.store_name)
+                if recorded is None:
+                    return None
+                digest = recorded.digest
+            top, manifest = digest, parse_manifest(self._layout.read(digest, MAX_MANIFEST_BYTES), "")
+            for _ in range(2):
+                if isinstance(manifest, ImageManifest):
+                    break
+                inner = select_platform(manifest).descriptor.digest
+                manifest = parse_manifest(self._layout.read(inner, MAX_MANIFEST_BYTES), "")
+            if isinstance(manifest, ImageManifest):
+                module = select_layer(manifest).digest
+                path = self._cache.path(str(module), metered=wanted.metered)
+                if self._layout.has(module) or self._cache.find(path) is not None:
+                    return str(top), str(module)
+        return None
+
+    def _look(self, blob: Path, digest: Digest) -> ModuleKind:
+        """Check size and preamble of a stored module. Source: component model, Binary.md, "preamble"."""
+        try:
+            with self._layout.open(digest) as file:
+                head, size = file.read(8), blob.stat().st_size
+        except StoreFault as error:
+            raise ModuleError(Reason.MODULE_UNAVAILABLE, str(error)) from error
+        except OSError as error:
+            raise StorageError(f"{blob}: {error.strerror}") from error
+        limit = self._settings.max_module_bytes
+        if size > limit:
+            raise ModuleError(
+                Reason.INVALID_MODULE, f"the module has {size} bytes, more than the limit of {limit}: raise it"
+            )
+        if head[:4] != _MAGIC:
+            raise ModuleError(
+                Reason.INVALID_MODULE, f"not a WebAssembly module: it begins with {head[:4]!r}, not b'\\x00asm'"
+            )
+        if head[4:8] == _CORE_VERSION:
+            return ModuleKind.CORE
+        if head[6:8] == _COMPONENT_LAYER:
+            return ModuleKind.COMPONENT
+        raise ModuleError(Reason.INVALID_MODULE, f"WebAssembly of an unknown version: {head[4:8].hex() or 'truncated'}")
+
+    def _order(self, artefact: Artefact, blob: Path) -> dict[str, Any]:
+        return {
+            "wasm": str(blob.absolute()),
+            "out": str(artefact.path.absolute()),
+            "module_digest": artefact.module_digest,
+            "metered": artefact.metered,
+            "key_dir": str(self._settings.key_dir.absolute()),
+        }
+
+    def _index_state(self) -> tuple[int, int] | None:
+        """What changes when a name in the store begins to mean something else."""
+        try:
+            status = (self._layout.root / "index.json").stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _remember(known: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > _REMEMBERED:
+        known.popitem(last=False)

@@ -1,0 +1,155 @@
+"""The agent's side of builder processes: started when needed, used again while warm, killed to cancel.
+
+Place in the flow: `fetch` asks `Builders` for a pull or a compilation and awaits the answer. What the registry, the
+compiler or the memory cap did becomes a `ModuleError`; what the disk did, a `StorageError`.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from proplet.agent.builder import COMPILE, DONE, FAILED, PULL, STAGE, STORAGE
+from proplet.agent.ports import ModuleError, Stage, StorageError
+from proplet.agent.wire import Reason
+from proplet.agent.worker_child import Child, ChildGoneError
+
+_MIB: Final = 1024 * 1024
+# What a builder needs of the environment to reach a registry; a worker gets none of it.
+_NETWORK: Final = (
+    "HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE DOCKER_CONFIG".split()
+)
+
+
+class Builders:
+    """At most so many pulls, and so many compilations, at once; each in a process of its own."""
+
+    def __init__(self, tasks: TaskGroup, *, memory_bytes: int, compile_timeout_s: float, linger_s: float) -> None:
+        self._tasks = tasks
+        self._memory_bytes = memory_bytes
+        self._compile_timeout_s = compile_timeout_s
+        self._linger_s = linger_s
+        self._idle: list[tuple[float, Child]] = []
+        self._pulls = anyio.Semaphore(4)
+        self._compilations = anyio.Semaphore(1)
+
+    async def pull(self, fields: Mapping[str, Any], progress: Callable[[Stage], None]) -> Mapping[str, Any]:
+        """Pull an image into the store.
+
+        Raises:
+            ModuleError, StorageError: it cannot be had.
+        """
+        async with self._pulls:
+            return await self._ask(PULL, fields, progress)
+
+    async def compile(self, fields: Mapping[str, Any], progress: Callable[[Stage], None]) -> None:
+        """Compile a stored module into the cache.
+
+        Raises:
+            ModuleError, StorageError: it cannot be compiled, or not within the limits of memory and time.
+        """
+        async with self._compilations:
+            with anyio.move_on_after(self._compile_timeout_s):
+                await self._ask(COMPILE, fields, progress)
+                return
+        text = f"compiling took longer than {self._compile_timeout_s:g} s and was given up"
+        raise ModuleError(Reason.TIMEOUT, text)
+
+    async def aclose(self) -> None:
+        """End the idle ones; those at work are ended by cancelling whoever waits for them."""
+        while self._idle:
+            _, child = self._idle.pop()
+            child.kill()
+            await child.aclose()
+
+    async def _ask(self, kind: int, fields: Mapping[str, Any], progress: Callable[[Stage], None]) -> Mapping[str, Any]:
+        async with self._builder() as child:
+            try:
+                child.send([[kind, dict(fields)]])
+                await child.flush()
+                while True:
+                    for answer in await child.receive():
+                        if answer[0] == DONE:
+                            return dict(answer[1])
+                        if answer[0] == FAILED:
+                            raise self._failure(answer[1], answer[2])
+                        if answer[0] == STAGE:
+                            progress(Stage(answer[1], answer[2], answer[3]))
+            except ChildGoneError:
+                await child.wait()
+                raise self._death(kind, child) from None
+
+    @asynccontextmanager
+    async def _builder(self) -> AsyncIterator[Child]:
+        """A builder for one request; after anything but an answer it is killed."""
+        if self._idle:
+            _, child = self._idle.pop()
+        else:
+            try:
+                extra = _network_environment()
+                child = Child("proplet.agent.builder", [str(self._memory_bytes)], extra)
+            except OSError as error:
+                raise ModuleError(Reason.INTERNAL, f"no builder process can be started: {error}") from error
+        try:
+            yield child
+        except (ModuleError, StorageError):
+            await self._keep(child)
+            raise
+        except BaseException:
+            child.kill()
+            await child.aclose()
+            raise
+        await self._keep(child)
+
+    async def _keep(self, child: Child) -> None:
+        if child.ended:
+            await child.aclose()
+            return
+        entry = (time.monotonic(), child)
+        self._idle.append(entry)
+        self._tasks.start_soon(self._retire, entry)
+
+    async def _retire(self, entry: tuple[float, Child]) -> None:
+        await anyio.sleep(self._linger_s)
+        if entry in self._idle:
+            self._idle.remove(entry)
+            entry[1].kill()
+            await entry[1].aclose()
+
+    def _failure(self, reason: str, message: str) -> ModuleError | StorageError:
+        if reason == STORAGE:
+            return StorageError(message)
+        if reason == Reason.MEMORY_LIMIT.value:
+            return self._out_of_memory("")
+        return ModuleError(Reason(reason), message)
+
+    def _death(self, kind: int, child: Child) -> ModuleError:
+        said, how = child.last_errors(), child.exit_text()
+        if (
+            "memory allocation of" in said
+            or "MemoryError" in said
+            or "SIGKILL" in how
+            or "Cannot allocate memory" in said
+        ):
+            return self._out_of_memory(f" (the builder was {how})")
+        what = "pulling" if kind == PULL else "compiling"
+        last = said.strip().rsplit("\n", 1)[-1][:200]
+        reason = Reason.MODULE_UNAVAILABLE if kind == PULL else Reason.INVALID_MODULE
+        return ModuleError(reason, f"the builder ended while {what} this module ({how}{': ' if last else ''}{last})")
+
+    def _out_of_memory(self, how: str) -> ModuleError:
+        limit = f"{self._memory_bytes // _MIB} MiB"
+        text = (
+            f"compiling this module needs more than the {limit} of memory a builder may use{how}: raise compile_memory"
+        )
+        return ModuleError(Reason.MEMORY_LIMIT, text)
+
+
+def _network_environment() -> dict[str, str]:
+    import os
+
+    wanted = {*_NETWORK, *(name.lower() for name in _NETWORK)}
+    return {name: value for name, value in os.environ.items() if name in wanted}

@@ -1,0 +1,160 @@
+"""Engines, and compiled modules loaded into them: verified, linked, kept while there is room.
+
+Place in the flow: `builder` compiles with `configuration`, `host` runs what `Library` loads. One engine per pair of
+metering (fuel) and stack size, since both belong to an engine; the same compiled file serves every stack size.
+"""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from wasmtime import Config, Engine, FuncType, InstancePre, Linker, MemoryType, Module, WasmtimeError
+
+from proplet.agent import wasi
+from proplet.agent.cache import FEATURES, RottenError, verify
+
+KIB: Final = 1024
+# The engine aborts the process above its 2 MiB; guest threads get THREAD_STACK so that this much is always there,
+# with room for our callbacks when a guest calls them from the end of its own.
+STACKS: Final = (64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, 1024 * KIB, 2048 * KIB)
+THREAD_STACK: Final = 4 * 1024 * KIB
+
+
+class LoadError(Exception):
+    """A module that was compiled but cannot be run here; `reason` is one of `wire.Reason`'s values."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def configuration(*, metered: bool, stack_bytes: int = STACKS[3]) -> Config:
+    """Return the engine configuration of design: nothing that a limit could not hold."""
+    config = Config()
+    for name, value in FEATURES.items():
+        setattr(config, name, value)
+    config.consume_fuel = metered
+    config.max_wasm_stack = stack_bytes
+    return config
+
+
+def stack_class(stack_bytes: int) -> int:
+    """Return the largest engine stack that is not above `stack_bytes`, and at least the smallest."""
+    return max([size for size in STACKS if size <= stack_bytes], default=STACKS[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The types of an exported function, as their names in the text format."""
+
+    parameters: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """One module, linked and ready to be instantiated."""
+
+    engine: Engine
+    instance_pre: InstancePre
+    functions: dict[str, Signature]
+    memories: tuple[str, ...]
+    has_memory: bool
+    uses_wasi: bool
+    size: int
+
+
+class Library:
+    """The loaded modules of this process, least recently used ones dropped beyond a budget of machine code bytes."""
+
+    def __init__(self, key: bytes, budget_bytes: int) -> None:
+        self._key = key
+        self._budget = budget_bytes
+        self._engines: dict[tuple[bool, int], tuple[Engine, Linker]] = {}
+        self._loaded: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def tick(self) -> None:
+        """Make every guest that computes call back."""
+        for engine, _ in list(self._engines.values()):
+            engine.increment_epoch()
+
+    def get(self, path: str, *, metered: bool, stack_bytes: int) -> tuple[Loaded, bool]:
+        """Return the module and whether it was loaded already.
+
+        Raises:
+            RottenError: the file is not what this device compiled for this engine; it has to be compiled again.
+            LoadError: its imports cannot be provided.
+        """
+        place = (path, stack_class(stack_bytes))
+        loaded = self._loaded.get(place)
+        if loaded is not None:
+            with contextlib.suppress(KeyError):  # dropped this moment; no lock, or a hot run waits for somebody's load
+                self._loaded.move_to_end(place)
+            return loaded, True
+        with self._lock:  # two guests of one module must not verify its file twice; others wait some milliseconds
+            if place in self._loaded:
+                return self._loaded[place], True
+            loaded = self._load(Path(path), metered, place[1])
+            self._loaded[place] = loaded
+            while len(self._loaded) > 1 and sum(item.size for item in self._loaded.values()) > self._budget:
+                self._loaded.popitem(last=False)
+            return loaded, False
+
+    def _load(self, path: Path, metered: bool, stack: int) -> Loaded:
+        record = verify(path, self._key)
+        if record.metered != metered:
+            raise RottenError(f"{path} was compiled {'with' if record.metered else 'without'} fuel metering")
+        engine, linker = self._engine(metered, stack)
+        try:
+            module = Module.deserialize_file(engine, str(path))
+        except WasmtimeError as error:
+            raise RottenError(f"{path}: {error}") from error
+        instance_pre = _link(linker, module)
+        exports = [(export.name, export.type) for export in module.exports]
+        return Loaded(
+            engine=engine,
+            instance_pre=instance_pre,
+            functions={name: _signature(kind) for name, kind in exports if isinstance(kind, FuncType)},
+            memories=tuple(name for name, kind in exports if isinstance(kind, MemoryType)),
+            has_memory=record.has_memory,
+            uses_wasi=any(item.module == wasi.MODULE for item in module.imports),
+            size=record.size,
+        )
+
+    def _engine(self, metered: bool, stack: int) -> tuple[Engine, Linker]:
+        made = self._engines.get((metered, stack))
+        if made is None:
+            engine = Engine(configuration(metered=metered, stack_bytes=stack))
+            linker = Linker(engine)
+            wasi.define(linker)
+            made = self._engines[metered, stack] = engine, linker
+        return made
+
+
+def _signature(kind: FuncType) -> Signature:
+    return Signature(tuple(str(item) for item in kind.params), tuple(str(item) for item in kind.results))
+
+
+def _link(linker: Linker, module: Module) -> InstancePre:
+    try:
+        return linker.instantiate_pre(module)
+    except WasmtimeError as error:
+        message = str(error).strip()
+        wanted = [f"{item.module}::{item.name}" for item in module.imports if item.module != wasi.MODULE]
+        if "unknown import" in message and wanted:
+            raise LoadError("missing_import", f"nothing here provides the import {_named(wanted)}") from error
+        raise LoadError("missing_import", _first_line(message)) from error
+
+
+def _named(imports: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in imports[:5])
+    return shown + (f" (and {len(imports) - 5} more)" if len(imports) > 5 else "")
+
+
+def _first_line(message: str) -> str:
+    lines: list[Any] = [line.strip() for line in message.splitlines() if line.strip() and "Caused by" not in line]
+    return ": ".join(lines[:2])

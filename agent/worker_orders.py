@@ -1,0 +1,64 @@
+"""What agent and worker say to each other: orders one way, reports the other, as plain tuples.
+
+Place in the flow: `runtime` writes orders, `worker` reads them; nothing here imports more than the standard library,
+because the worker's start is on a task's way.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+# Orders: [kind, fields of the tuple]. STOP carries a run's number, PING and SAMPLE a number to answer with.
+SETUP, RUN, STOP, PING, SAMPLE = range(5)
+# Reports likewise.
+READY, DONE, PONG, SAMPLED, FAILED = range(5)
+
+# Where the agent has to act; every other reason is one of `wire.Reason`.
+STALE: Final = "stale"
+
+
+class Setup(NamedTuple):
+    """First order: where the device's key is, and how many bytes of machine code stay loaded."""
+
+    key_dir: str
+    loaded_bytes: int
+
+
+class Order(NamedTuple):
+    """Run one guest. `dirs` are (host path, guest path, read only); None for a time means no limit."""
+
+    number: int
+    path: str
+    metered: bool
+    export: str
+    inputs: Sequence[str]
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    stdin: bytes
+    dirs: Sequence[tuple[str, str, bool]]
+    memory_bytes: int
+    cpu_s: float | None
+    wall_s: float | None
+    output_bytes: int
+    stack_bytes: int
+    fuel: int | None
+
+
+class Report(NamedTuple):
+    """How a run ended. `results` None means: what was printed. `hot`: the module was loaded already."""
+
+    number: int
+    reason: str
+    results: str | None = ""
+    error: str | None = None
+    exit_code: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+    run_s: float = 0.0
+    hot: bool = False
+
+
+def order(kind: int, content: Any) -> list[Any]:
+    """Return a message of `kind`."""
+    return [kind, content]
