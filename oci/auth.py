@@ -102,7 +102,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _table(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    table = config.get(key) or {}
+    table = config.get(key)
+    if table is None:
+        return {}
     if not isinstance(table, dict):
         raise InvalidCredentials(f"{key!r} in the credentials file {path} is not an object")
     return table

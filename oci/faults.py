@@ -46,12 +46,6 @@ def _translated(registry: str, error: Exception) -> OciError:
     tls = _first(chain, (ssl.SSLError, requests.exceptions.SSLError, urllib3.exceptions.SSLError))
     if tls is not None:
         return TlsFailed(f"TLS with registry {registry} failed: {_tls_advice(tls)}")
-    if _first(chain, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
-        connecting = _first(chain, (requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError))
-        doing = "accept a connection" if connecting else "send anything"
-        return PullTimeout(
-            f"registry {registry} did not {doing} within the time limit: check the network or raise the limit"
-        )
     if isinstance(error, requests.TooManyRedirects):
         return RegistryError(f"registry {registry} redirects in circles: check its configuration")
     if _first(chain, (requests.exceptions.ProxyError, urllib3.exceptions.ProxyError)):
@@ -62,6 +56,12 @@ def _translated(registry: str, error: Exception) -> OciError:
         detail = _detail(refused)
         return RegistryUnreachable(
             f"registry {registry} cannot be reached ({detail}): check its address and the network"
+        )
+    if _first(chain, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
+        connecting = _first(chain, (requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError))
+        doing = "accept a connection" if connecting else "send anything"
+        return PullTimeout(
+            f"registry {registry} did not {doing} within the time limit: check the network or raise the limit"
         )
     if _first(chain, (requests.ConnectionError, urllib3.exceptions.ProtocolError, ConnectionError)):
         return RegistryUnreachable(f"registry {registry} broke the connection: try again")

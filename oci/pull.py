@@ -65,7 +65,7 @@ class PulledModule:
     """A module in the store.
 
     ``reference``: what was asked for. ``manifest_digest``: what pins it, the digest of the manifest or index that the
-    reference names. ``module_digest`` and ``size``: of the file at ``path``. ``from_cache``: none of it was transferred.
+    reference names. ``module_digest`` and ``size``: of the file at ``path``. ``from_cache``: not transferred now.
     """
 
     reference: Reference
@@ -223,7 +223,7 @@ class _Pull:
         """The configuration says nothing we need, but a layout without it is one that other tools cannot copy."""
         if config.digest == Digest.of(_EMPTY_CONFIG, config.digest.algorithm):
             self._layout.add_blob(_EMPTY_CONFIG, config.digest)
-        elif not self._layout.has(config.digest):
+        elif not self._holds(config):
             if config.size > MAX_MANIFEST_BYTES:
                 raise TooLarge(
                     f"the configuration of {self._asked} has {config.size} bytes: it cannot be that of a module"

@@ -7,7 +7,9 @@ OCI distribution specification 1.1.
 """
 
 import logging
+import os
 import random
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from proplet.oci.errors import (
     TooLarge,
     Unauthorized,
 )
-from proplet.oci.layout import OciLayout
+from proplet.oci.layout import BlobWriter, OciLayout
 from proplet.oci.manifest import ACCEPTED_MANIFESTS, Descriptor
 from proplet.oci.reference import DOCKER_HUB, Reference
 from proplet.oci.settings import MAX_MANIFEST_BYTES, HostSettings, RegistrySettings
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     import requests
 
 _HUB_API = "registry-1.docker.io"
+_DEBIAN_TRUST = "/etc/ssl/certs/ca-certificates.crt"
 _RETRIED = {429, 500, 502, 503, 504}
 _Result = TypeVar("_Result")
 
@@ -78,9 +81,8 @@ class RegistryClient:
         self._credentials = find_credentials(reference.registry, settings)
         self._authorization: dict[str, str] = {}
         self._answered = False
-        self._verify: bool | str = not host.insecure
-        if host.ca_file is not None and not host.insecure:
-            self._verify = str(host.ca_file)
+        trusted = str(host.ca_file) if host.ca_file else _system_trust()
+        self._verify: bool | str = not host.insecure and (trusted or True)
         self._plain = _is_plain(reference, host)
         api = _HUB_API if reference.registry == DOCKER_HUB else reference.registry
         self._root = f"{'http' if self._plain else 'https'}://{api}/v2/{reference.repository}"
@@ -94,9 +96,9 @@ class RegistryClient:
         # What oras logs about refused logins reaches the user as our errors.
         logging.getLogger("oras.logger").setLevel(logging.CRITICAL + 1)
         self._faults, self._transport = faults, transport
-        self._watch = transport.Watch(self._settings.total_timeout_s, cancelled)
         self._oras = oras.provider.Registry(api, insecure=self._plain, tls_verify=self._verify)
         host = str(urlsplit(self._root).hostname)
+        self._watch = transport.Watch(self._settings.total_timeout_s, cancelled)
         session = transport.GuardedSession(
             transport.AddressGuard(host),
             self._watch,
@@ -122,23 +124,30 @@ class RegistryClient:
     def _manifest(self, key: str, expected: Digest | None) -> RawManifest:
         what = f"the manifest {self._reference.name} {key}"
         with self._faults.mapped(self._reference.registry, self._watch):
-            response = self._get(f"/manifests/{key}", accept=", ".join(ACCEPTED_MANIFESTS))
-            if response.status_code != 200:
-                raise self._refusal(response, f"tag {key}" if ":" not in key else f"manifest {key}")
-            length = _content_length(response)
-            if length is not None and length > MAX_MANIFEST_BYTES:
-                raise TooLarge(f"{what} has {length} bytes, more than the limit of {MAX_MANIFEST_BYTES}")
-            data = bytearray()
-            for chunk in self._transport.body_chunks(response):
-                data += chunk
-                if len(data) > MAX_MANIFEST_BYTES:
-                    raise TooLarge(f"{what} has more than the limit of {MAX_MANIFEST_BYTES} bytes")
-                self._watch.check()
+            accept = ", ".join(ACCEPTED_MANIFESTS)
+            with self._get(f"/manifests/{key}", accept) as response:
+                if response.status_code != 200:
+                    raise self._refusal(response, f"tag {key}" if ":" not in key else f"manifest {key}")
+                length = _content_length(response)
+                data = self._read_manifest(response, length or 0, what)
         self._watch.check()
         if length is not None and len(data) != length:
             raise SizeMismatch(f"{what} ended after {len(data)} of {length} bytes")
-        digest = _checked_digest(bytes(data), expected, response.headers.get("Docker-Content-Digest"), what)
-        return RawManifest(bytes(data), response.headers.get("Content-Type", ""), digest)
+        digest = _checked_digest(data, expected, response.headers.get("Docker-Content-Digest"), what)
+        return RawManifest(data, response.headers.get("Content-Type", ""), digest)
+
+    def _read_manifest(self, response: "requests.Response", length: int, what: str) -> bytes:
+        data = bytearray()
+        for chunk in () if length > MAX_MANIFEST_BYTES else self._transport.body_chunks(response):
+            data += chunk
+            self._watch.check()
+            if len(data) > MAX_MANIFEST_BYTES:
+                break
+        if max(length, len(data)) > MAX_MANIFEST_BYTES:
+            raise TooLarge(
+                f"{what} has more than the limit of {MAX_MANIFEST_BYTES} bytes: it cannot be that of a module"
+            )
+        return bytes(data)
 
     def copy_blob(
         self,
@@ -161,23 +170,31 @@ class RegistryClient:
     def _copy_blob(self, descriptor: Descriptor, layout: OciLayout, what: str, progress: Callable[[int], None]) -> None:
         # Outside the mapping of network errors: those of the disk have their own.
         with layout.new_blob(descriptor.digest, descriptor.size, what) as writer:
-            with self._faults.mapped(self._reference.registry, self._watch):
-                response = self._get(f"/blobs/{descriptor.digest}")
-                if response.status_code != 200:
-                    raise self._refusal(response, f"blob {descriptor.digest}")
-                length = _content_length(response)
-                if length is not None and length != descriptor.size:
-                    raise SizeMismatch(
-                        f"{what} is announced with {length} bytes, its descriptor says {descriptor.size}"
-                    )
-                count = 0
-                for chunk in self._transport.body_chunks(response):
-                    writer.write(chunk)
-                    count += len(chunk)
-                    progress(count)
-                    self._watch.check()
+            url = f"/blobs/{descriptor.digest}"
+            with self._faults.mapped(self._reference.registry, self._watch), self._get(url) as response:
+                self._copy_body(response, descriptor, writer, what, progress)
             self._watch.check()  # a connection shut by the watch may look like the end of the body
             writer.commit()
+
+    def _copy_body(
+        self,
+        response: "requests.Response",
+        descriptor: Descriptor,
+        writer: BlobWriter,
+        what: str,
+        progress: Callable[[int], None],
+    ) -> None:
+        if response.status_code != 200:
+            raise self._refusal(response, f"blob {descriptor.digest}")
+        length = _content_length(response)
+        if length is not None and length != descriptor.size:
+            raise SizeMismatch(f"{what} is announced with {length} bytes, its descriptor says {descriptor.size}")
+        count = 0
+        for chunk in self._transport.body_chunks(response):
+            writer.write(chunk)
+            count += len(chunk)
+            progress(count)
+            self._watch.check()
 
     def _retrying(self, attempt: Callable[[], _Result]) -> _Result:
         """Repeat what broke in the middle of a transfer; a refused connection is not worth it."""
@@ -206,10 +223,17 @@ class RegistryClient:
 
     def _get_authorized(self, url: str, accept: str) -> "requests.Response":
         response = self._request(url, accept)
-        if response.status_code == 401 and self._authorize(response):
+        if response.status_code != 401:
+            return response
+        try:
+            known_more = self._authorize(response)
+        except BaseException:
             response.close()
-            response = self._request(url, accept)
-        return response
+            raise
+        if not known_more:
+            return response
+        response.close()
+        return self._request(url, accept)
 
     def _request(self, url: str, accept: str) -> "requests.Response":
         headers = {"Accept": accept, **self._authorization}
@@ -279,7 +303,7 @@ class RegistryClient:
 
     def _refusal(self, response: "requests.Response", what: str) -> OciError:
         """The error for a refusal. Many registries do not say whether tag or repository is missing: ask again."""
-        body = self._transport.read_body(response, 64 * 1024)
+        body = self._transport.read_start(response, 64 * 1024)
         error = self._faults.answered(self._reference, response, body, what, self._identity)
         if isinstance(error, ManifestUnknown):
             listing = self._get("/tags/list?n=1")
@@ -335,6 +359,14 @@ def _check_ca_file(path: Path | None, registry: str) -> None:
         raise TlsFailed(f"the CA file {path} of registry {registry} cannot be read: {error.strerror}") from None
     if b"-----BEGIN CERTIFICATE-----" not in data:
         raise TlsFailed(f"the CA file {path} of registry {registry} holds no certificate: it must be PEM")
+
+
+def _system_trust() -> str | None:
+    """The certificates this device trusts, its administrator's among them; requests would take its own list instead."""
+    for path in (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, _DEBIAN_TRUST):
+        if path and os.access(path, os.R_OK):
+            return path
+    return None
 
 
 def _content_length(response: "requests.Response") -> int | None:

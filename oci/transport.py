@@ -188,7 +188,9 @@ class GuardedAdapter(requests.adapters.HTTPAdapter):
         if response.is_redirect:
             _replace_body(response, b"")
         elif not stream:
-            _replace_body(response, read_body(response, _MAX_SMALL_BODY))
+            with response:
+                body = read_body(response, _MAX_SMALL_BODY)
+            _replace_body(response, body)
         return response
 
 
@@ -242,6 +244,17 @@ def body_chunks(response: requests.Response) -> Iterator[bytes]:
         yield chunk
 
 
+def read_start(response: requests.Response, limit: int) -> bytes:
+    """The beginning of a body of which no more is wanted."""
+    body = bytearray()
+    for chunk in body_chunks(response):
+        body += chunk
+        if len(body) >= limit:
+            break
+    response.close()
+    return bytes(body[:limit])
+
+
 def read_body(response: requests.Response, limit: int) -> bytes:
     """A small body.
 
@@ -252,7 +265,6 @@ def read_body(response: requests.Response, limit: int) -> bytes:
     for chunk in body_chunks(response):
         body += chunk
         if len(body) > limit:
-            response.close()
             raise RegistryError(
                 f"{urlsplit(str(response.url)).hostname} answers with more than {limit} bytes: not read"
             )
