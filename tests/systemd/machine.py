@@ -128,6 +128,19 @@ class Machine:
             self.demand_alive()
             wait_a_moment()
 
+    def wait_for_change(
+        self, unit: str, name: str, before: Mapping[str, str], times: int, timeout_s: float = 30
+    ) -> None:
+        """Wait until a unit's property has changed so many `times`; MachineError after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        last, changes = before[name], 0
+        while changes < times:
+            now = self.show(unit)[name]
+            last, changes = now, changes + (now != last)
+            if time.monotonic() > deadline:
+                raise MachineError(f"{unit}: {name} changed {changes} times in {timeout_s} s instead of {times}")
+            wait_a_moment()
+
     def demand_alive(self) -> None:
         """Raise MachineError when the machine is gone."""
         if self.container.poll() is not None:
