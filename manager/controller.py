@@ -1,0 +1,410 @@
+"""The control plane's only loop over Tasks: what is known -> core -> recorded -> sent.
+
+Tasks are worked on in parallel, each by one worker at a time, so what concerns one task stays in order and the records
+of many share a commit. Signals wait in a task's mail until their meaning is recorded; only then is the message that
+brought them acknowledged. After a restart `load` and reconciling every task reach the same state again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final, cast
+
+import anyio
+
+from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+from proplet.manager.book import Book
+from proplet.manager.bus import BusEvent, Down, Heard, TooLargeError, Up
+from proplet.manager.command import stop_of
+from proplet.manager.core import UNDER_WAY, settle
+from proplet.manager.errands import Errands, HelloBus
+from proplet.manager.exchange import (
+    Decision,
+    Effect,
+    Handed,
+    Holds,
+    Moment,
+    Policy,
+    SendStart,
+    SessionLost,
+    Signal,
+    Unsendable,
+)
+from proplet.manager.hearing import Hearing, Tell, nothing_to_do
+from proplet.manager.model import Kind, Task
+from proplet.manager.observed import Observed
+from proplet.manager.phases import TERMINAL, IllegalTransitionError, Phase
+from proplet.manager.placement import Fleet
+from proplet.manager.ports import (
+    BusError,
+    Change,
+    ChangeType,
+    Clock,
+    ConflictError,
+    GoneError,
+    Liveness,
+    NotFoundError,
+    Store,
+    StoreUnavailableError,
+)
+from proplet.manager.registry import Registry
+from proplet.manager.roster import Roster
+from proplet.manager.runs import ask_start, ask_stop
+from proplet.manager.workqueue import Timers, WorkQueue
+from proplet.manager.world import World
+
+log = logging.getLogger(__name__)
+
+WORKERS: Final = 64
+TICK_S: Final = 1.0
+RETRY_S: Final = 1.0
+NEWS_EVERY_S: Final = 0.1  # a burst of proplets is one reason to look at waiting tasks, not many
+CONFIRM_DELAY_S: Final = 0.02  # a task that is over sooner is never recorded as running: one write less
+CROWDED_PER_TICK: Final = 200
+
+
+class Controller:
+    """Drives every Task of a store; the `Control` of the HTTP API."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        policy: Policy | None = None,
+        unsupported: Callable[[Task], str | None] | None = None,
+        not_proplets: Sequence[str] = (),
+        window: int = 500,
+        clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._policy = policy or Policy()
+        self._clock = clock
+        self._monotonic = monotonic
+        self._fleet = Fleet(window=window, quiet_until=monotonic() + self._policy.confirm_s)
+        self._world = World(self._fleet, self._policy, *([unsupported] if unsupported else []))
+        self._registry = Registry(self._fleet, self._policy, not_proplets)
+        self._roster = Roster(store, self._registry, self._now, self._on_proplet_news)
+        self._observed = Observed()
+        self._errands = Errands(self._policy)
+        self._book = book = Book(self._fleet)
+        tell = Tell(self._signal, self._unwanted, book.get, book.was_deleted, book.held_by)
+        self._hearing = Hearing(tell, self._roster, self._observed, clock)
+        self._queue = WorkQueue()
+        self._timers = Timers()
+        self._poke = anyio.Event()
+        self._fleet_news = False
+        self._news_at = 0.0
+        self._version = 0
+
+    def _now(self) -> Moment:
+        return Moment(self._clock(), self._monotonic())
+
+    @property
+    def announcement(self) -> Callable[[str], Any]:
+        """What a proplet understands, by id; for the bus."""
+        return self._registry.announcement
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there."""
+        return self._fleet.connected
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Take over everything the store has; before anything is heard. Raises StoreError."""
+        await self._roster.load()
+        listing = await self._store.list(Kind.TASK)
+        known = {task.meta.uid for task in listing.items}
+        for task in self._book.all():
+            if task.id not in known:
+                self._forget(task)
+        for found in listing.items:
+            self._take_over(cast("Task", found))
+        self._version = listing.version
+
+    async def run(self, bus: HelloBus) -> None:
+        """Work until cancelled. Call `load` before, and `hear` with everything the bus says."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            tasks.start_soon(self._roster.run)
+            tasks.start_soon(self._tick)
+            tasks.start_soon(self._errands.run, bus)
+            for _ in range(WORKERS):
+                tasks.start_soon(self._work, bus)
+
+    def hear(self, event: BusEvent) -> None:
+        """Take what the bus says; in order, from the event loop."""
+        match event:
+            case Heard(message, done):
+                self._hearing.hear(message, done)
+            case Up(session_present):
+                self._on_up(session_present=session_present)
+            case Down():
+                self._fleet.connected = self._fleet.settled = False
+                self._fleet.quiet_until = self._monotonic() + self._policy.confirm_s
+                self._registry.disconnected()
+                self._errands.connected(up=False)
+
+    def _on_up(self, *, session_present: bool) -> None:
+        at = self._now()
+        self._fleet.connected, self._fleet.settled = True, False
+        self._fleet.quiet_until = at.mono + self._policy.confirm_s / 2
+        self._registry.connected(at)
+        self._errands.connected(up=True)
+        for task in self._book.all():
+            if task.status.phase in UNDER_WAY:
+                unsent = task.status.phase is Phase.SCHEDULED
+                self._book.contacts(task.id).reconnected(at.mono, self._policy, unsent=unsent)
+                if not session_present:
+                    self._signal(task.id, SessionLost(), nothing_to_do)
+                self._queue.add(task.id)
+        self._news(at.mono)
+
+    # --- what others tell ---------------------------------------------------------------------------------------------
+
+    def _signal(self, uid: str, signal: Signal, done: Callable[[], None]) -> None:
+        if isinstance(signal, Holds) and self._is_known_to_run(uid, signal):
+            done()
+            return
+        self._book.post(uid, (signal, done))
+        if isinstance(signal, Holds | Handed):
+            self._wake(uid, self._monotonic() + CONFIRM_DELAY_S)
+        else:
+            self._queue.add(uid)
+
+    def _is_known_to_run(self, uid: str, signal: Holds) -> bool:
+        """Most progress says nothing new."""
+        task = self._book.get(uid)
+        if task is None or task.spec.broadcast or task.status.phase is not Phase.RUNNING:
+            return False
+        contact = self._book.contacts(uid).known(signal.proplet_id, task.status.attempt)
+        return contact is not None and contact.heard and signal.attempt in (None, task.status.attempt)
+
+    def _unwanted(self, uid: str, proplet_id: str, attempt: int | None) -> None:
+        self._errands.stop(proplet_id, stop_of(uid, proplet_id, attempt))
+
+    def _on_proplet_news(self, proplet_id: str) -> None:
+        for uid in self._book.held_by(proplet_id):
+            self._queue.add(uid)
+        self._news(self._monotonic())
+
+    def _news(self, mono: float) -> None:
+        """The fleet has changed: what waits for a proplet is looked at, soon."""
+        if not self._fleet_news:
+            self._fleet_news = True
+            self._news_at = max(mono, self._news_at + NEWS_EVERY_S)
+            self._poke.set()
+
+    # --- the store ----------------------------------------------------------------------------------------------------
+
+    def _take_over(self, task: Task) -> None:
+        """A task is as the store has it now; look at it, unless it is over for good."""
+        if self._learn(task) and (
+            task.status.phase not in TERMINAL or task.spec.ttl_seconds_after_finished is not None
+        ):
+            self._queue.add(task.id)
+
+    def _learn(self, task: Task) -> bool:
+        held = self._fleet.held_count()
+        news = self._book.learn(task)
+        self._let_in(held - self._fleet.held_count())
+        return news
+
+    def _let_in(self, places: int) -> None:
+        """Proplets have room again."""
+        for uid in self._book.crowded(places) if places > 0 else ():
+            self._queue.add(uid)
+
+    def _forget(self, task: Task) -> None:
+        """It was deleted; what still runs is stopped, now and whenever it turns up again."""
+        held = self._fleet.held_count()
+        self._book.forget(task)
+        self._let_in(held - self._fleet.held_count())
+        if task.status.phase in UNDER_WAY:
+            proplet_id = None if task.spec.broadcast else task.status.proplet_id
+            self._errands.stop(proplet_id, stop_of(task.id, proplet_id, task.status.attempt))
+        self._observed.forget_task(task.id)
+        self._queue.add(task.id)  # what is in its mail is acknowledged
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with aclosing(cast("Any", self._store.watch(Kind.TASK, self._version))) as changes:
+                    async for change in changes:
+                        self._on_change(change)
+            except GoneError:
+                await self.load()
+            except StoreUnavailableError as error:
+                log.warning("tasks cannot be watched, trying again: %s", error)
+                await anyio.sleep(RETRY_S)
+
+    def _on_change(self, change: Change) -> None:
+        self._version = change.version
+        task = cast("Task", change.resource)
+        if change.type is ChangeType.DELETED:
+            self._forget(task)
+        else:
+            self._take_over(task)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _wake(self, uid: str, when: float) -> None:
+        if self._timers.at(uid, when):
+            self._poke.set()
+
+    async def _tick(self) -> None:
+        swept = 0.0
+        while True:
+            mono = self._monotonic()
+            due = min(self._timers.next(), self._news_at if self._fleet_news else mono + TICK_S, swept + TICK_S)
+            with anyio.move_on_after(max(0.0, due - mono)):
+                await self._poke.wait()
+            if self._poke.is_set():
+                self._poke = anyio.Event()
+            mono = self._monotonic()
+            for uid in self._timers.due(mono):
+                self._queue.add(uid)
+            if mono - swept >= TICK_S:
+                swept = mono
+                self._roster.sweep()
+                self._errands.tick(mono)
+                self._let_in(CROWDED_PER_TICK)
+            if self._fleet_news and mono >= self._news_at:
+                self._fleet_news = False
+                for uid in self._book.awaiting():
+                    self._queue.add(uid)
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    async def _work(self, bus: HelloBus) -> None:
+        while True:
+            uid = await self._queue.take()
+            try:
+                await self._look_at(uid, bus)
+            finally:
+                self._queue.done(uid)
+
+    async def _look_at(self, uid: str, bus: HelloBus) -> None:
+        mail = self._book.collect(uid)
+        try:
+            decision = await self._decide(uid, [signal for signal, _ in mail])
+        except StoreUnavailableError as error:
+            log.warning("task %s cannot be recorded now: %s", uid, error)
+            self._book.put_back(uid, mail)
+            self._wake(uid, self._monotonic() + RETRY_S)
+            return
+        except IllegalTransitionError:
+            log.exception("task %s: a defect of this program; what it was told is dropped", uid)
+            decision = Decision()
+        for _, done in mail:
+            done()
+        task = self._book.get(uid)
+        if task is None:
+            return
+        if decision.awaiting:
+            self._book.await_fleet(uid)
+        if decision.crowded:
+            self._book.await_room(uid)
+        self._wake(uid, decision.wake)
+        if decision.then:
+            await self._carry_out(task, decision.then, bus)
+
+    async def _decide(self, uid: str, signals: Sequence[Signal]) -> Decision:
+        """Settle the task and record the outcome; decide again where somebody else was faster."""
+        while True:
+            task = self._book.get(uid)
+            if task is None:
+                return Decision()
+            decision = settle(task, signals, self._book.contacts(uid), self._world, self._now())
+            try:
+                if decision.status is not None:
+                    recorded = await self._store.record(replace(task, status=decision.status))
+                    self._learn(cast("Task", recorded))
+                elif decision.delete:
+                    await self._store.delete(Kind.TASK, task.meta.key, task.meta.version)
+                return decision
+            except ConflictError:
+                await self._read_again(task)
+            except NotFoundError:
+                self._fleet.assign(uid, None)  # the watch tells, too; until then there is nothing to do
+                return Decision()
+
+    async def _read_again(self, task: Task) -> None:
+        fresh = cast("Task", await self._store.get(Kind.TASK, task.meta.key))
+        if fresh.id != task.id:
+            raise NotFoundError(f"task {task.meta.key} is another one now")
+        self._learn(fresh)
+        self._book.index(self._book.get(task.id) or fresh)
+
+    async def _carry_out(self, task: Task, effects: Sequence[Effect], bus: HelloBus) -> None:
+        if len(effects) == 1:
+            await self._send(task, effects[0], bus)
+            return
+        async with anyio.create_task_group() as sending:
+            for effect in effects:
+                sending.start_soon(self._send, task, effect, bus)
+
+    async def _send(self, task: Task, effect: Effect, bus: HelloBus) -> None:
+        """Publish one command and note how that went."""
+        uid, proplet_id, attempt = task.id, effect.proplet_id, task.status.attempt
+        if not isinstance(effect, SendStart) and effect.farewell:
+            self._errands.stop(proplet_id, effect.command)
+            return
+        mono, tells = self._monotonic(), proplet_id is not None and self._world.tells(proplet_id)
+        contact = self._book.contacts(uid).of(proplet_id, attempt, mono, ask_at=mono)
+        try:
+            if isinstance(effect, SendStart):
+                await bus.start(proplet_id, effect.command)
+            else:
+                await bus.stop(proplet_id, effect.command)
+        except TooLargeError as error:
+            self._signal(uid, Unsendable(attempt, str(error)), nothing_to_do)
+        except BusError as error:
+            log.info("task %s: the command is sent again later: %s", uid, error)
+            contact.unsent(self._monotonic())
+            self._wake(uid, contact.ask_at)
+        else:
+            mono = self._monotonic()
+            if not isinstance(effect, SendStart):
+                contact.stopped(mono, self._policy, tells=tells)
+                self._wake(uid, contact.stop_at)
+                return
+            if not contact.heard:  # it may have answered before the broker did
+                contact.sent(mono, self._policy, tells=tells)
+                self._wake(uid, contact.ask_at)
+            if not tells:
+                self._signal(uid, Handed(proplet_id, attempt), nothing_to_do)
+
+    # --- Control ------------------------------------------------------------------------------------------------------
+
+    async def start(self, uid: str) -> Task:
+        """Ask for a run: releases a held task, runs a finished one again; of one under way it is no-op."""
+        task = await ask_start(self._store, uid)
+        self._take_over(task)
+        return task
+
+    async def stop(self, uid: str) -> Task:
+        """Ask for the end of the current run; a pending one becomes `interrupted` at once."""
+        task = await ask_stop(self._store, uid, self._clock())
+        self._take_over(task)
+        return task
+
+    def liveness(self, proplet_id: str) -> Liveness:
+        """Return what is known of a proplet; not alive with no history for an unknown one."""
+        return self._registry.liveness(proplet_id, self._now())
+
+    def proplet_metrics(self, proplet_id: str) -> Sequence[PropletMetrics]:
+        """Return a proplet's last metrics, oldest first."""
+        return self._observed.proplets.of(proplet_id)
+
+    def task_metrics(self, uid: str) -> Sequence[TaskMetrics]:
+        """Return a task's last metrics, oldest first."""
+        return self._observed.tasks.of(uid)
+
+    def task_logs(self, uid: str) -> Sequence[LogLines]:
+        """Return a task's last output lines, oldest first."""
+        return self._observed.logs.of(uid)

@@ -1,0 +1,118 @@
+"""What proplets say, sorted: into signals for their tasks, news for the roster, and what is only kept in memory.
+
+Synchronous and quick: the bus calls it for every message, in order. A message whose meaning must be recorded first is
+acknowledged later, with its signal; every other one at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from proplet.agent.wire import (
+    Alive,
+    Discovery,
+    Inventory,
+    InvokeResult,
+    LogLines,
+    Progress,
+    PropletMetrics,
+    Result,
+    TaskMetrics,
+)
+from proplet.manager.core import UNDER_WAY, stray
+from proplet.manager.exchange import Ended, Holds, Lacks, Signal
+from proplet.manager.model import Task
+from proplet.manager.observed import Observed
+from proplet.manager.roster import Roster
+
+_SETTLING_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Where what was heard goes: signals to tasks, and attempts nobody wants to where they are stopped.
+
+    `signal` gets the task's uid, what it is told, and the acknowledgement to give when that is recorded.
+    """
+
+    signal: Callable[[str, Signal, Callable[[], None]], None]
+    unwanted: Callable[[str, str, int | None], None]
+    task: Callable[[str], Task | None]
+    deleted: Callable[[str], bool]
+    held_by: Callable[[str], set[str]]
+
+
+def nothing_to_do() -> None:
+    """The acknowledgement of what needs none."""
+
+
+class Hearing:
+    """Sorts messages."""
+
+    def __init__(self, tell: Tell, roster: Roster, observed: Observed, wall: Callable[[], float]) -> None:
+        self._tell = tell
+        self._roster = roster
+        self._observed = observed
+        self._wall = wall
+
+    def hear(self, message: Any, done: Callable[[], None]) -> None:
+        """Take one message; `done` acknowledges it."""
+        match message:
+            case Result():
+                self._result(message, done)
+                return
+            case Alive():
+                self._roster.heard(message)
+            case Discovery():
+                self._roster.discovered(message)
+            case Inventory():
+                self._inventory(message)
+            case Progress():
+                self._progress(message)
+            case TaskMetrics():
+                self._task_metrics(message)
+            case PropletMetrics():
+                self._observed.proplets.add(message.proplet_id, message)
+            case LogLines() if self._tell.task(message.task_id) is not None:
+                self._observed.logs.add(message)
+            case InvokeResult() | _:
+                pass
+        done()
+
+    def _result(self, result: Result, done: Callable[[], None]) -> None:
+        if self._tell.task(result.task_id) is None:
+            done()  # deleted, or another manager's
+        else:
+            self._tell.signal(result.task_id, Ended(result), done)
+
+    def _inventory(self, inventory: Inventory) -> None:
+        """It lists everything the proplet holds, so it also says what it does not hold."""
+        proplet_id, named = inventory.proplet_id, set[str]()
+        for item in inventory.tasks:
+            task = self._tell.task(item.id)
+            if stray(task, proplet_id, item) or (task is None and self._tell.deleted(item.id)):
+                self._tell.unwanted(item.id, proplet_id, item.attempt)
+            elif task is not None:
+                named.add(item.id)
+                self._tell.signal(item.id, Holds(proplet_id, item.attempt), nothing_to_do)
+        for uid in self._tell.held_by(proplet_id) - named:
+            self._tell.signal(uid, Lacks(proplet_id), nothing_to_do)
+
+    def _progress(self, progress: Progress) -> None:
+        if progress.attempt is not None:
+            self._confirms(progress.task_id, progress.proplet_id, progress.attempt)
+
+    def _task_metrics(self, metrics: TaskMetrics) -> None:
+        task = self._tell.task(metrics.task_id)
+        if task is None:
+            return
+        self._observed.tasks.add(metrics.task_id, metrics)
+        # They name no attempt: only what has begun since the dispatch is of the current one.
+        began = self._wall() - metrics.metrics.uptime_seconds
+        if began >= task.status.dispatched_at - _SETTLING_S:
+            self._confirms(metrics.task_id, metrics.proplet_id, task.status.attempt)
+
+    def _confirms(self, uid: str, proplet_id: str, attempt: int) -> None:
+        task = self._tell.task(uid)
+        if task is not None and task.status.phase in UNDER_WAY:
+            self._tell.signal(uid, Holds(proplet_id, attempt), nothing_to_do)

@@ -1,0 +1,101 @@
+"""What was last measured and printed, in memory and within bounds: metrics of proplets and tasks, output lines.
+
+Gone after a restart, by design: a Pi's flash is not worn by what nobody may ever look at.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from typing import Final, Generic, TypeVar
+
+from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+
+T = TypeVar("T")
+
+MEASUREMENTS: Final = 100  # per proplet or task, the reference's history size
+SUBJECTS: Final = 500  # proplets, or tasks, of which any are kept
+LOG_BYTES_PER_TASK: Final = 256 * 1024
+LOG_BYTES: Final = 8 * 1024 * 1024
+
+
+class Rings(Generic[T]):
+    """The last values of each subject, of the subjects heard of last."""
+
+    def __init__(self, length: int, subjects: int) -> None:
+        self._length = length
+        self._subjects = subjects
+        self._rings: OrderedDict[str, deque[T]] = OrderedDict()
+
+    def add(self, subject: str, value: T) -> None:
+        """Append a value; the oldest subject makes room."""
+        ring = self._rings.get(subject)
+        if ring is None:
+            ring = self._rings[subject] = deque(maxlen=self._length)
+            if len(self._rings) > self._subjects:
+                self._rings.popitem(last=False)
+        else:
+            self._rings.move_to_end(subject)
+        ring.append(value)
+
+    def of(self, subject: str) -> Sequence[T]:
+        """Return a subject's values, oldest first."""
+        return tuple(self._rings.get(subject, ()))
+
+    def forget(self, subject: str) -> None:
+        """Drop a subject."""
+        self._rings.pop(subject, None)
+
+
+class Logs:
+    """The last output of each task, bounded per task and in all."""
+
+    def __init__(self, per_task: int = LOG_BYTES_PER_TASK, in_all: int = LOG_BYTES) -> None:
+        self._per_task = per_task
+        self._in_all = in_all
+        self._lines: OrderedDict[str, deque[LogLines]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._size = 0
+
+    def add(self, lines: LogLines) -> None:
+        """Append lines; the oldest of the task, then the task silent for longest, make room."""
+        task, size = lines.task_id, _size(lines)
+        if size > self._per_task:
+            return
+        kept = self._lines.setdefault(task, deque())
+        self._lines.move_to_end(task)
+        kept.append(lines)
+        self._grow(task, size)
+        while self._sizes[task] > self._per_task:
+            self._grow(task, -_size(kept.popleft()))
+        while self._size > self._in_all:
+            self.forget(next(iter(self._lines)))
+
+    def of(self, task: str) -> Sequence[LogLines]:
+        """Return a task's lines, oldest first."""
+        return tuple(self._lines.get(task, ()))
+
+    def forget(self, task: str) -> None:
+        """Drop a task's lines."""
+        if self._lines.pop(task, None) is not None:
+            self._size -= self._sizes.pop(task)
+
+    def _grow(self, task: str, size: int) -> None:
+        self._sizes[task] = self._sizes.get(task, 0) + size
+        self._size += size
+
+
+def _size(lines: LogLines) -> int:
+    return 200 + sum(len(line) + 50 for line in lines.lines)
+
+
+class Observed:
+    """All of it."""
+
+    def __init__(self) -> None:
+        self.proplets: Rings[PropletMetrics] = Rings(MEASUREMENTS, SUBJECTS)
+        self.tasks: Rings[TaskMetrics] = Rings(MEASUREMENTS, SUBJECTS)
+        self.logs = Logs()
+
+    def forget_task(self, uid: str) -> None:
+        """A task was deleted."""
+        self.tasks.forget(uid)
+        self.logs.forget(uid)

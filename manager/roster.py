@@ -1,0 +1,160 @@
+"""The proplets' records: kept in step with the registry, and the registry with them.
+
+Place in the flow: what proplets say -> `Registry` -> news -> here, written down if it is worth it. Records that others
+change (labels, a declared description) come back by watching.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from typing import Any, Final, cast
+
+import anyio
+
+from proplet.agent.wire import Alive, Discovery
+from proplet.manager.exchange import Moment
+from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSpec
+from proplet.manager.ports import (
+    AlreadyExistsError,
+    ChangeType,
+    ConflictError,
+    GoneError,
+    NotFoundError,
+    Store,
+    StoreUnavailableError,
+)
+from proplet.manager.registry import Registry
+from proplet.manager.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = 1.0
+
+
+class Roster:
+    """The loop over Proplets. `on_news` is told the id of every proplet of which something has changed."""
+
+    def __init__(
+        self, store: Store, registry: Registry, now: Callable[[], Moment], on_news: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._now = now
+        self._on_news = on_news
+        self._queue = WorkQueue()
+        self._version = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything worth writing down has been."""
+        return self._queue.idle
+
+    async def load(self) -> None:
+        """Take over every record there is. Raises StoreError."""
+        listing = await self._store.list(Kind.PROPLET)
+        for proplet in listing.items:
+            self._registry.learn(cast("Proplet", proplet), self._now())
+        self._version = listing.version
+
+    async def run(self) -> None:
+        """Keep records and registry in step, for ever."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            tasks.start_soon(self._write)
+
+    # --- what is heard ------------------------------------------------------------------------------------------------
+
+    def discovered(self, message: Discovery) -> None:
+        """A proplet introduced itself."""
+        self._news(self._registry.discovered(message, self._now()))
+
+    def heard(self, message: Alive) -> None:
+        """A heartbeat or a will."""
+        self._news(self._registry.heard(message, self._now()))
+
+    def sweep(self) -> None:
+        """Time has passed."""
+        for proplet_id in self._registry.sweep(self._now()):
+            self._news(proplet_id)
+
+    def _news(self, proplet_id: str | None) -> None:
+        if proplet_id is not None:
+            self._queue.add(proplet_id)
+            self._on_news(proplet_id)
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with aclosing(cast("Any", self._store.watch(Kind.PROPLET, self._version))) as changes:
+                    async for change in changes:
+                        self._version = change.version
+                        proplet = cast("Proplet", change.resource)
+                        if change.type is ChangeType.DELETED:
+                            self._registry.forget(proplet.id)
+                            self._on_news(proplet.id)
+                        else:
+                            self._learn(proplet)
+            except GoneError:
+                await self.load()
+            except StoreUnavailableError as error:
+                log.warning("proplets cannot be watched, trying again: %s", error)
+                await anyio.sleep(RETRY_S)
+
+    def _learn(self, proplet: Proplet) -> None:
+        known = self._registry.known(proplet.id)
+        if known is not None and known[1] and known[0].meta.version >= proplet.meta.version:
+            return
+        self._registry.learn(proplet, self._now())
+        self._on_news(proplet.id)
+        self._queue.add(proplet.id)
+
+    async def _write(self) -> None:
+        while True:
+            proplet_id = await self._queue.take()
+            try:
+                await self._record(proplet_id)
+            except StoreUnavailableError as error:
+                log.warning("proplet %s cannot be recorded now: %s", proplet_id, error)
+                self._queue.add(proplet_id)
+                await anyio.sleep(RETRY_S)
+            finally:
+                self._queue.done(proplet_id)
+
+    async def _record(self, proplet_id: str) -> None:
+        wanted, known = self._registry.wanted(proplet_id, self._now()), self._registry.known(proplet_id)
+        if wanted is None or known is None:
+            return
+        proplet, recorded = known
+        proplet = Proplet(proplet.meta, proplet.spec, wanted)
+        try:
+            written = await (self._store.record(proplet) if recorded else self._store.create(proplet))
+        except ConflictError:
+            await self._read_again(proplet.meta.key)
+        except NotFoundError:
+            self._registry.forget(proplet_id)
+        except AlreadyExistsError:
+            await self._another_has_its_name(proplet)
+        else:
+            self._registry.learn(cast("Proplet", written), self._now())
+            if not recorded:
+                log.info("proplet %s is new here", proplet_id)
+
+    async def _read_again(self, key: Key) -> None:
+        with suppress(NotFoundError):  # the watch says so, too
+            self._learn(cast("Proplet", await self._store.get(Kind.PROPLET, key)))
+
+    async def _another_has_its_name(self, proplet: Proplet) -> None:
+        """Either it is the same one, recorded meanwhile, or a declared one is named like this one's id."""
+        other = cast("Proplet", await self._store.get(Kind.PROPLET, proplet.meta.key))
+        if other.id == proplet.id:
+            self._learn(other)
+            return
+        spec = PropletSpec(declared=False, connection={"entityId": proplet.id})
+        meta = Meta(f"discovered-{proplet.id}", proplet.meta.namespace)
+        try:
+            created = await self._store.create(Proplet(meta, spec, proplet.status))
+        except AlreadyExistsError:
+            created = await self._store.get(Kind.PROPLET, meta.key)
+        self._registry.learn(cast("Proplet", created), self._now())
