@@ -81,6 +81,4 @@ def _explained(error: BaseException) -> tuple[int, str]:
 
 
 # By name, because importing the modules that define them would cost every command their time.
-_EXPECTED = frozenset(
-    {"ServiceError", "DirectoryError", "StorageError", "ModuleError", "BrokerError", "AddressError", "ManifestError"}
-)
+_EXPECTED = frozenset({"ServiceError", "DirectoryError", "StorageError", "ModuleError", "NodeError", "AddressError"})

@@ -127,11 +127,18 @@ def _config_option(command: argparse.ArgumentParser) -> None:
 
 def _run_command(add: Add) -> None:
     run = add("run", "cli_run:run", "run one module now, without a broker: results on stdout, cost on stderr")
-    run.add_argument("--invoke", metavar="NAME", help="the export to call (default: main, _start, or the only one)")
+    run.add_argument("--invoke", metavar="NAME", help="the export to call (default: main, run or _start)")
     run.add_argument("--timeout", metavar="TIME", help="stop it after this time, such as 5s")
     run.add_argument("--env", metavar="K=V", action="append", default=[], help="a variable for the guest; repeatable")
-    run.add_argument("--dir", metavar="HOST::GUEST", action="append", default=[], help="a directory for the guest")
+    run.add_argument(
+        "--dir",
+        metavar="HOST::GUEST",
+        action="append",
+        default=[],
+        help="a directory for the guest, ::ro for reading only",
+    )
     run.add_argument("--memory", metavar="SIZE", help="how much memory it may have, such as 64Mi")
+    run.add_argument("-i", "--stdin", action="store_true", help="give the guest this command's standard input")
     run.add_argument("-q", "--quiet", action="store_true", help="no progress and no cost line")
     _config_option(run)
     run.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image such as ghcr.io/org/name:tag")

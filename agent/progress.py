@@ -1,0 +1,107 @@
+"""How far a preparation is, on standard error: a bar on a terminal, plain lines otherwise, nothing if unwanted."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TextIO
+
+from proplet.agent.ports import Stage
+from proplet.agent.render import size
+
+#: What is over before somebody could read it is not shown; rich is only loaded for what lasts longer.
+_DELAY_S: Final = 0.3
+
+
+class Progress(Protocol):
+    """Is told the stages of a preparation, in order, any number of times each."""
+
+    def __call__(self, stage: Stage) -> None:
+        """Take note."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """End; what only makes sense while it lasts is removed."""
+        ...
+
+
+def progress(*, quiet: bool, stream: TextIO | None = None) -> Progress:
+    """Return the progress display that suits `stream` (standard error)."""
+    stream = sys.stderr if stream is None else stream
+    if quiet:
+        return _Lines(None)
+    return _Bar(stream) if stream.isatty() else _Lines(stream)
+
+
+class _Lines:
+    """One plain line when a stage begins; with no stream, nothing."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._stage = ""
+
+    def __call__(self, stage: Stage) -> None:
+        if self._stream is not None and stage.name != self._stage and stage.name in ("fetching", "compiling"):
+            self._stage = stage.name
+            total = f" {size(stage.bytes_total)}" if stage.bytes_total else ""
+            self._stream.write(f"{stage.name}{total}\n")
+            self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        pass
+
+
+class _Bar:
+    """A bar that appears when the preparation lasts, and goes away with it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._began = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: Stage) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._began < _DELAY_S:
+                return
+            self._open()
+        total = stage.bytes_total or None
+        if stage.name != self._stage:
+            self._stage = stage.name
+            self._bar.reset(self._task, total=total, description=stage.name)
+        self._bar.update(self._task, completed=stage.bytes_done, total=total)
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            console=Console(file=self._stream),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
