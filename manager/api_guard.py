@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proplet.manager.api_http import ProblemError, problem_of
+from proplet.manager.api_http import ProblemError
 
 _PREFIX = "/t/"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -48,15 +48,12 @@ class Guard:
         self._rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check, pass on, and answer whatever exception comes back."""
+        """Check and pass on, or refuse."""
         if scope["type"] != "http":
             return
-        started = False
 
         async def stamp(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 # RFC 9110, 6.6.1; the server's own clock tick, ten times a second, is switched off.
                 headers.setdefault("date", formatdate(usegmt=True))
@@ -65,14 +62,11 @@ class Guard:
             await send(message)
 
         try:
-            if self._rules is not None:
-                scope = _admit(self._rules, scope)
-            await self._app(scope, receive, stamp)
-        except Exception as error:
-            problem = problem_of(error)
-            if started:
-                raise
+            inner = scope if self._rules is None else _admit(self._rules, scope)
+        except ProblemError as problem:
             await problem.response()(scope, receive, stamp)
+        else:
+            await self._app(inner, receive, stamp)
 
 
 def _admit(rules: DoorRules, scope: Scope) -> Scope:

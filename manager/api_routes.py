@@ -7,15 +7,15 @@ document all come from this table (`api_table`).
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proplet.manager.api_http import BodyRules, ProblemError, unavailable
+from proplet.manager.api_http import BodyRules, ProblemError, problem_of, unavailable
 from proplet.manager.api_stats import Stats
 from proplet.manager.ports import Control, Store
 
@@ -130,7 +130,7 @@ class Application:
         started = time.monotonic()
         status = 500
 
-        async def observe(message: Any) -> None:
+        async def observe(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -138,12 +138,25 @@ class Application:
 
         scope["app_route"] = "unknown"
         try:
-            await self._router(scope, receive, observe)
-        except ProblemError as problem:
-            status = problem.status
-            raise
+            await self._answer(scope, receive, observe)
         finally:
             self._context.stats.count(scope["method"], scope["app_route"], status, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._router(scope, receive, note)
+        except Exception as error:  # the last line of defence: every request gets an answer with a body
+            problem = problem_of(error)
+            if started:
+                raise  # too late to say it; the connection ends
+            await problem.response()(scope, receive, send)
 
 
 async def _no_route(_scope: Scope, _receive: Receive, _send: Send) -> None:

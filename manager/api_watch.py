@@ -26,6 +26,8 @@ from proplet.manager.ports import Change, GoneError, StoreError
 _RETRY_MS: Final = 1000
 _BUFFERED_EVENTS: Final = 16
 _LONGEST_WRITE: Final = 64 * 1024
+# A proxy must not hold events back; and the end of the stream is the end of the connection, for the simplest of readers.
+_HEADERS: Final = {"X-Accel-Buffering": "no", "Connection": "close"}
 
 
 async def watch(context: Context, request: Request) -> Response:
@@ -51,7 +53,7 @@ class _Stream(Response):
     """The answer to one watch: a response that ends when the client leaves, the node closes, or the past is gone."""
 
     def __init__(self, context: Context, kind: Kind, since: int | None, wanted: tuple[str | None, str | None]) -> None:
-        super().__init__(status_code=200, headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
+        super().__init__(status_code=200, headers=_HEADERS, media_type="text/event-stream")
         del self.headers["content-length"]  # the base class knows an empty body, a stream has no length
         self._context = context
         self._kind = kind

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.api.fakes import TOKEN, Node, open_node
 
 from proplet.manager.api import ApiSettings
-from tests.api.fakes import TOKEN, Node, open_node
 
 
 @pytest.fixture
@@ -18,7 +18,11 @@ def socket_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def node(socket_path: Path, anyio_backend: str) -> AsyncIterator[Node]:
-    settings = ApiSettings(socket=socket_path, host="127.0.0.1", port=0, token=TOKEN)
+def settings(socket_path: Path) -> ApiSettings:
+    return ApiSettings(socket=socket_path, host="127.0.0.1", port=0, token=TOKEN)
+
+
+@pytest.fixture
+async def node(settings: ApiSettings, anyio_backend: str) -> AsyncIterator[Node]:
     async with open_node(settings) as opened:
         yield opened

@@ -8,9 +8,9 @@ from pathlib import Path
 from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
 from proplet.manager.api import Api, ApiSettings, open_api
 from proplet.manager.api_routes import NodeState
-from proplet.manager.model import Kind, Task
+from proplet.manager.model import Key, Kind, Resource, Task
 from proplet.manager.phases import Phase
-from proplet.manager.ports import Liveness, NotRunningError, Store
+from proplet.manager.ports import Listing, Liveness, NotRunningError, Store, StoreUnavailableError
 from proplet.manager.store_memory import MemoryStore
 
 TOKEN = "correct-horse-battery-staple"
@@ -66,6 +66,32 @@ class FakeControl:
 
     def task_logs(self, uid: str) -> Sequence[LogLines]:
         return self.logs.get(uid, ())
+
+
+class AwayStore(MemoryStore):
+    """A store whose server is away while `away` is set."""
+
+    away = False
+
+    def _check(self) -> None:
+        if self.away:
+            raise StoreUnavailableError("the disk is full")
+
+    async def list(self, kind: Kind) -> Listing:
+        self._check()
+        return await super().list(kind)
+
+    async def get(self, kind: Kind, key: Key) -> Resource:
+        self._check()
+        return await super().get(kind, key)
+
+    async def find(self, kind: Kind, uid: str) -> Resource:
+        self._check()
+        return await super().find(kind, uid)
+
+    async def create(self, resource: Resource) -> Resource:
+        self._check()
+        return await super().create(resource)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """A client for tests that sends exactly what it is told, from a thread, so that the server under test runs on."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -38,10 +39,8 @@ def _exchange(
             connection.putheader(name, value)
         if body is not None and "Content-Length" not in headers:
             connection.putheader("Content-Length", str(len(body)))
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all was sent
             connection.endheaders(body)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all was sent; the answer is there
         response = connection.getresponse()
         return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
     finally:
