@@ -7,7 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from proplet.oci.errors import DigestMismatch, InvalidDigest, SizeMismatch
+from proplet.oci.errors import DigestMismatch, InvalidDigest, SizeMismatch, Truncated
 
 # Hex digits of each registered algorithm; blake3 is registered too but is not in the standard library.
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
@@ -90,11 +90,11 @@ class VerifyingHasher:
         """The digest of everything taken, once it is known to be the right one.
 
         Raises:
-            SizeMismatch: when bytes are missing.
+            Truncated: when bytes are missing.
             DigestMismatch: when the digest is another.
         """
         if self._size is not None and self.count != self._size:
-            raise SizeMismatch(f"{self._what} ended after {self.count} of {self._size} bytes")
+            raise Truncated(f"{self._what} ended after {self.count} of {self._size} bytes")
         found = Digest(self._algorithm, self._hash.hexdigest())
         if self._expected is not None and found != self._expected:
             raise DigestMismatch(

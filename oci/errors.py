@@ -22,6 +22,7 @@
     ├── ContentFault                                    what was delivered is not what was asked for
     │   ├── DigestMismatch        digest_mismatch
     │   ├── SizeMismatch          size_mismatch         fewer or more bytes than announced
+    │   │   └── Truncated         size_mismatch         fewer: the transfer broke
     │   ├── TooLarge              too_large
     │   ├── InvalidManifest       invalid_manifest
     │   ├── NoWasmLayer           no_wasm_layer
@@ -165,6 +166,11 @@ class SizeMismatch(ContentFault):
     """Fewer or more bytes than the descriptor announces."""
 
     reason = "size_mismatch"
+
+
+class Truncated(SizeMismatch):
+    """Fewer bytes than announced: the transfer broke and may succeed when it is repeated."""
+
     transient = True
 
 

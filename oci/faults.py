@@ -3,6 +3,7 @@
 Imports requests: load it late.
 """
 
+import http.client
 import json
 import ssl
 from collections.abc import Iterator
@@ -36,7 +37,13 @@ def mapped(registry: str, watch: Watch) -> Iterator[None]:
         yield
     except OciError:
         raise
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+    except (
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        http.client.HTTPException,
+        OSError,
+        ValueError,
+    ) as error:
         watch.check()
         raise _translated(registry, error) from error
 
@@ -65,7 +72,7 @@ def _translated(registry: str, error: Exception) -> OciError:
         )
     if _first(chain, (requests.ConnectionError, urllib3.exceptions.ProtocolError, ConnectionError)):
         return RegistryUnreachable(f"registry {registry} broke the connection: try again")
-    if isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)):
+    if not isinstance(error, OSError) or isinstance(error, requests.RequestException):
         return RegistryError(f"registry {registry} answers what cannot be understood ({type(error).__name__})")
     return RegistryUnreachable(
         f"registry {registry} cannot be reached ({_detail(error)}): check its address and the network"

@@ -7,14 +7,9 @@ OCI distribution specification 1.1.
 """
 
 import logging
-import os
 import random
-import ssl
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import urlsplit
@@ -29,23 +24,25 @@ from proplet.oci.errors import (
     ManifestUnknown,
     OciError,
     RegistryError,
+    RegistryFailing,
     RegistryUnreachable,
     RepositoryUnknown,
     SizeMismatch,
-    TlsFailed,
     TooLarge,
+    Truncated,
     Unauthorized,
 )
+from proplet.oci.headers import content_length, retry_after
 from proplet.oci.layout import BlobWriter, OciLayout
 from proplet.oci.manifest import ACCEPTED_MANIFESTS, Descriptor
 from proplet.oci.reference import DOCKER_HUB, Reference
-from proplet.oci.settings import MAX_MANIFEST_BYTES, HostSettings, RegistrySettings
+from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
+from proplet.oci.trust import certificates, is_plain
 
 if TYPE_CHECKING:
     import requests
 
 _HUB_API = "registry-1.docker.io"
-_DEBIAN_TRUST = "/etc/ssl/certs/ca-certificates.crt"
 _RETRIED = {429, 500, 502, 503, 504}
 _Result = TypeVar("_Result")
 
@@ -75,15 +72,13 @@ class RegistryClient:
         host = settings.host(reference.registry)
         if is_forbidden(reference.host):
             raise AddressRefused(f"registry {reference.registry} is a link-local or metadata address: never used")
-        _check_ca_file(host.ca_file, reference.registry)
         self._reference = reference
         self._settings = settings
         self._credentials = find_credentials(reference.registry, settings)
         self._authorization: dict[str, str] = {}
         self._answered = False
-        trusted = str(host.ca_file) if host.ca_file else _system_trust()
-        self._verify: bool | str = not host.insecure and (trusted or True)
-        self._plain = _is_plain(reference, host)
+        self._verify = certificates(reference, host)
+        self._plain = is_plain(reference, host)
         api = _HUB_API if reference.registry == DOCKER_HUB else reference.registry
         self._root = f"{'http' if self._plain else 'https'}://{api}/v2/{reference.repository}"
         self._open(api, cancelled)
@@ -108,7 +103,7 @@ class RegistryClient:
         )
         session.cookies = self._oras.session.cookies  # oras' policy: keep none
         self._oras.session.close()
-        self._oras.session = session
+        self._oras.session = self._session = session
 
     def manifest(self, expected: Digest | None = None) -> RawManifest:
         """The manifest of the reference, or that with the expected digest, as the bytes that came.
@@ -123,24 +118,20 @@ class RegistryClient:
 
     def _manifest(self, key: str, expected: Digest | None) -> RawManifest:
         what = f"the manifest {self._reference.name} {key}"
-        with self._faults.mapped(self._reference.registry, self._watch):
-            accept = ", ".join(ACCEPTED_MANIFESTS)
-            with self._get(f"/manifests/{key}", accept) as response:
-                if response.status_code != 200:
-                    raise self._refusal(response, f"tag {key}" if ":" not in key else f"manifest {key}")
-                length = _content_length(response)
-                data = self._read_manifest(response, length or 0, what)
-        self._watch.check()
+        with self._get(f"/manifests/{key}", ", ".join(ACCEPTED_MANIFESTS)) as response:
+            if response.status_code != 200:
+                raise self._refusal(response, f"tag {key}" if ":" not in key else f"manifest {key}")
+            length = content_length(response.headers)
+            data = self._read_manifest(response, length or 0, what)
         if length is not None and len(data) != length:
-            raise SizeMismatch(f"{what} ended after {len(data)} of {length} bytes")
+            raise Truncated(f"{what} ended after {len(data)} of {length} bytes")
         digest = _checked_digest(data, expected, response.headers.get("Docker-Content-Digest"), what)
         return RawManifest(data, response.headers.get("Content-Type", ""), digest)
 
     def _read_manifest(self, response: "requests.Response", length: int, what: str) -> bytes:
         data = bytearray()
-        for chunk in () if length > MAX_MANIFEST_BYTES else self._transport.body_chunks(response):
+        for chunk in () if length > MAX_MANIFEST_BYTES else self._chunks(response):
             data += chunk
-            self._watch.check()
             if len(data) > MAX_MANIFEST_BYTES:
                 break
         if max(length, len(data)) > MAX_MANIFEST_BYTES:
@@ -168,12 +159,11 @@ class RegistryClient:
         self._retrying(lambda: self._copy_blob(descriptor, layout, what, progress))
 
     def _copy_blob(self, descriptor: Descriptor, layout: OciLayout, what: str, progress: Callable[[int], None]) -> None:
-        # Outside the mapping of network errors: those of the disk have their own.
-        with layout.new_blob(descriptor.digest, descriptor.size, what) as writer:
-            url = f"/blobs/{descriptor.digest}"
-            with self._faults.mapped(self._reference.registry, self._watch), self._get(url) as response:
-                self._copy_body(response, descriptor, writer, what, progress)
-            self._watch.check()  # a connection shut by the watch may look like the end of the body
+        with (
+            layout.new_blob(descriptor.digest, descriptor.size, what) as writer,
+            self._get(f"/blobs/{descriptor.digest}") as response,
+        ):
+            self._copy_body(response, descriptor, writer, what, progress)
             writer.commit()
 
     def _copy_body(
@@ -186,22 +176,32 @@ class RegistryClient:
     ) -> None:
         if response.status_code != 200:
             raise self._refusal(response, f"blob {descriptor.digest}")
-        length = _content_length(response)
+        length = content_length(response.headers)
         if length is not None and length != descriptor.size:
             raise SizeMismatch(f"{what} is announced with {length} bytes, its descriptor says {descriptor.size}")
         count = 0
-        for chunk in self._transport.body_chunks(response):
+        for chunk in self._chunks(response):
             writer.write(chunk)
             count += len(chunk)
             progress(count)
-            self._watch.check()
+
+    def _chunks(self, response: "requests.Response") -> Iterator[bytes]:
+        """The body. Only the reading is under the mapping of network errors: the disk and the caller have their own."""
+        chunks = self._transport.body_chunks(response)
+        while True:
+            with self._faults.mapped(self._reference.registry, self._watch):
+                chunk = next(chunks, b"")
+            self._watch.check()  # a connection shut by the watch may look like the end of the body
+            if not chunk:
+                return
+            yield chunk
 
     def _retrying(self, attempt: Callable[[], _Result]) -> _Result:
         """Repeat what broke in the middle of a transfer; a refused connection is not worth it."""
         for number in range(1, self._settings.max_attempts):
             try:
                 return attempt()
-            except (SizeMismatch, RegistryUnreachable) as error:
+            except (Truncated, RegistryUnreachable) as error:
                 if isinstance(error, RegistryUnreachable) and not self._answered:
                     raise
                 self._watch.pause(self._backoff(number))
@@ -210,11 +210,12 @@ class RegistryClient:
     def _get(self, path: str, accept: str = "*/*") -> "requests.Response":
         """Answer of the registry, asked again while it is busy; the body is still to be read."""
         for number in range(1, self._settings.max_attempts + 1):
-            response = self._get_authorized(self._root + path, accept)
+            with self._faults.mapped(self._reference.registry, self._watch):
+                response = self._get_authorized(self._root + path, accept)
             self._answered = True
             if response.status_code not in _RETRIED or number == self._settings.max_attempts:
                 break
-            wait = _retry_after(response)
+            wait = retry_after(response.headers)
             if wait is not None and wait > min(self._settings.max_retry_wait_s, self._watch.remaining()):
                 break
             response.close()
@@ -223,7 +224,8 @@ class RegistryClient:
 
     def _get_authorized(self, url: str, accept: str) -> "requests.Response":
         response = self._request(url, accept)
-        if response.status_code != 401:
+        # A challenge from wherever the registry redirected to is not for our credentials.
+        if response.status_code != 401 or urlsplit(response.url).netloc != urlsplit(url).netloc:
             return response
         try:
             known_more = self._authorize(response)
@@ -261,20 +263,30 @@ class RegistryClient:
                 f"registry {self._reference.registry} asks for authentication of an unknown kind {scheme!r}"
             )
         name = "basic" if scheme == "basic" else "token"
+        session = self._session
         backend = oras.auth.get_auth_backend(  # type: ignore[no-untyped-call]
-            name, self._oras.session, self._plain, tls_verify=self._verify
+            name, session, self._plain, tls_verify=self._verify
         )
         if self._credentials is not None:
             backend.set_basic_auth(self._credentials.username, self._credentials.password)
         self._oras.auth = backend
         self._authorization = {}
-        headers, changed = backend.authenticate_request(response, {})
+        try:
+            headers, changed = backend.authenticate_request(response, {})
+            authorization = str(headers["Authorization"]) if changed else ""
+        except (AttributeError, TypeError, KeyError) as error:  # oras trusts the token's document to be one
+            raise RegistryError(f"the token service of registry {self._reference.registry} answers no token") from error
+        if not changed and session.last_status in _RETRIED:
+            raise RegistryFailing(
+                f"the token service of registry {self._reference.registry} answers HTTP {session.last_status}: "
+                "try again later"
+            )
         if not changed:
             raise Unauthorized(
                 f"the token service of registry {self._reference.registry} refuses {self._identity} for "
                 f"{self._reference.repository}: {self._advice}"
             )
-        self._authorization = {"Authorization": headers["Authorization"]}
+        self._authorization = {"Authorization": authorization}
         return True
 
     def _check_realm(self, challenge: str) -> None:
@@ -341,54 +353,3 @@ def _checked_digest(data: bytes, expected: Digest | None, header: str | None, wh
     if expected is not None and digest != expected:
         raise DigestMismatch(f"{what} has digest {digest}, not {expected}: it was changed or damaged and is not used")
     return digest
-
-
-def _is_plain(reference: Reference, host: HostSettings) -> bool:
-    if host.plain_http is not None:
-        return host.plain_http
-    return is_loopback(reference.host) and host.ca_file is None and not host.insecure
-
-
-def _check_ca_file(path: Path | None, registry: str) -> None:
-    if path is None:
-        return
-    try:
-        with path.open("rb") as file:
-            data = file.read(4 * 1024 * 1024)
-    except OSError as error:
-        raise TlsFailed(f"the CA file {path} of registry {registry} cannot be read: {error.strerror}") from None
-    if b"-----BEGIN CERTIFICATE-----" not in data:
-        raise TlsFailed(f"the CA file {path} of registry {registry} holds no certificate: it must be PEM")
-
-
-def _system_trust() -> str | None:
-    """The certificates this device trusts, its administrator's among them; requests would take its own list instead."""
-    for path in (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, _DEBIAN_TRUST):
-        if path and os.access(path, os.R_OK):
-            return path
-    return None
-
-
-def _content_length(response: "requests.Response") -> int | None:
-    """The announced length of the body.
-
-    Raises:
-        RegistryError: the body is compressed although we asked for it as stored.
-    """
-    if response.headers.get("Content-Encoding", "identity").lower() not in {"", "identity"}:
-        raise RegistryError(
-            "the registry compresses what was asked for as stored: turn that off, or fix the proxy between"
-        )
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
-def _retry_after(response: "requests.Response") -> float | None:
-    """Seconds the registry asks us to wait: a number or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError, OverflowError):
-        return None

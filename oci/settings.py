@@ -13,7 +13,8 @@ DEFAULT_MAX_MODULE_BYTES = 100 * MIB
 class HostSettings:
     """What is particular to one registry.
 
-    ``plain_http``: True is http, False is https, None is http on loopback without a CA file and https everywhere else.
+    ``plain_http``: True is http, False is https, None is http on loopback (unless ``ca_file`` or
+    ``insecure`` say that TLS is spoken there) and https everywhere else.
     ``ca_file``: certificates (PEM) to trust instead of the system's. ``insecure``: accept any certificate.
     ``username`` and ``password`` go before every credentials file; the password is never shown.
     """

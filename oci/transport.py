@@ -204,6 +204,7 @@ class GuardedSession(requests.Session):
         self._connect_s = connect_s
         self._read_s = read_s
         self.trust_env = proxies
+        self.last_status = 0  # oras tells only that it got no token, not why
         self.auth = _keep_headers  # otherwise requests looks into ~/.netrc
         self.max_redirects = _MAX_REDIRECTS
         # Digests are of the bytes as stored; compression would only hide how many there are.
@@ -222,7 +223,9 @@ class GuardedSession(requests.Session):
         left = self._watch.remaining()
         if not kwargs.get("timeout"):
             kwargs["timeout"] = (min(self._connect_s, left), min(self._read_s, left))
-        return super().send(request, **kwargs)
+        response = super().send(request, **kwargs)
+        self.last_status = response.status_code
+        return response
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Decide about a redirect: no credentials for another host, no step down from https.

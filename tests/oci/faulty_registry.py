@@ -197,6 +197,16 @@ def hanging() -> Answer:
     return Answer(lambda handler, _body, _kind: _wait(handler))
 
 
+def raw(data: bytes) -> Answer:
+    """Exactly these bytes, then the end of the connection."""
+
+    def deliver(handler: _Handler, _body: bytes, _kind: str) -> None:
+        handler.put(data)
+        handler.close_connection = True
+
+    return Answer(deliver)
+
+
 def dripping() -> Answer:
     """A byte of the body every 50 ms: never slow enough for a read timeout."""
 

@@ -15,6 +15,7 @@ from tests.oci.faulty_registry import (
     hanging,
     ok,
     other,
+    raw,
     redirect,
     status,
     truncated,
@@ -35,6 +36,7 @@ from proplet.oci.errors import (
     RateLimited,
     RegistryError,
     RegistryFailing,
+    RegistryFault,
     RegistryUnreachable,
     RepositoryUnknown,
     SizeMismatch,
@@ -370,6 +372,55 @@ def test_a_token_service_that_refuses_hangs_or_never_ends_is_an_error(store: Oci
             registry.script("manifests", status(401, WWW_Authenticate=bearer(registry)))
             registry.script("token", answer)
             refused(registry, store, kind, read_timeout_s=0.5)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"3", b"null", b"{", b"", b'{"token": "a\\nb"}', b'{"token": null}'])
+def test_a_token_service_that_gives_no_token_is_an_error(store: OciLayout, body: bytes) -> None:
+    with faulty_registry() as registry:
+        registry.script("manifests", status(401, WWW_Authenticate=bearer(registry)), ok())
+        registry.script("token", other(body))
+        with pytest.raises(OciError):
+            pull(registry.reference, store, QUICK)
+
+
+def test_a_token_service_that_is_busy_is_not_taken_for_one_that_refuses(store: OciLayout) -> None:
+    with faulty_registry() as registry:
+        registry.script("manifests", status(401, WWW_Authenticate=bearer(registry)))
+        registry.script("token", status(503))
+        refused(registry, store, RegistryFailing)
+
+
+def test_a_challenge_from_where_a_redirect_led_gets_no_credentials(store: OciLayout) -> None:
+    with faulty_registry() as registry, faulty_registry() as thief:
+        registry.script("blobs", redirect(f"http://{thief.address}/blobs/x"))
+        for challenge in ('Basic realm="x"', bearer(thief)):
+            thief.script("blobs", status(401, WWW_Authenticate=challenge))
+            hosts = {registry.address: HostSettings(username="user", password="s3cret")}
+            refused(registry, store, Unauthorized, hosts=hosts)
+        assert all("Authorization" not in one.headers for one in thief.seen)
+        assert not thief.requests("token")
+
+
+def test_rubbish_instead_of_http_is_an_error_of_the_registry(store: OciLayout) -> None:
+    for text in (
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300,
+        b"\xff" * 70_000,
+        b"HTTP/1.1 x y\r\n\r\n",
+    ):
+        with faulty_registry() as registry:
+            registry.script("manifests", raw(text))
+            with pytest.raises(RegistryFault):
+                pull(registry.reference, store, QUICK)
+
+
+def test_an_error_of_the_callers_own_is_not_taken_for_one_of_the_network(store: OciLayout) -> None:
+    def broken(_: object) -> None:
+        raise BrokenPipeError("the caller's")
+
+    with faulty_registry() as registry, pytest.raises(BrokenPipeError, match="the caller's"):
+        pull(registry.reference, store, QUICK, progress=broken)
+    assert blobs(store) == []
 
 
 def test_a_token_service_at_a_metadata_address_is_not_asked(store: OciLayout) -> None:
