@@ -5,9 +5,9 @@ where the stock loader keeps the last, and nesting is counted instead of crashin
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_CHARACTERS: Final = 64 * 1024 * 1024
@@ -78,34 +78,47 @@ def _measure(value: Any) -> None:
         ]
 
 
-class _Node:
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A value as it was written: `size` counts the values in it and `height` its levels, aliases spelled out."""
+
+    plain: Any
+    size: int = 1
+    height: int = 0
+
+
+_NO_KEY: Final = object()
+
+
+@dataclass(slots=True)
+class _Collection:
     """A collection that is being filled; `key` holds a mapping's key that waits for its value."""
 
-    __slots__ = ("anchor", "key", "size", "value")
-    _NO_KEY: Final = object()
+    plain: dict[Any, Any] | list[Any]
+    anchor: str | None
+    key: Any = _NO_KEY
+    size: int = 1
+    height: int = 0
 
-    def __init__(self, value: dict[Any, Any] | list[Any], anchor: str | None) -> None:
-        self.value = value
-        self.anchor = anchor
-        self.key: Any = self._NO_KEY
-        self.size = 1
-
-    def add(self, item: Any, where: str) -> None:
-        if isinstance(self.value, list):
-            self.value.append(item)
-        elif self.key is self._NO_KEY:
+    def add(self, value: _Value, where: str) -> None:
+        self.size += value.size
+        self.height = max(self.height, value.height)
+        item = value.plain
+        if isinstance(self.plain, list):
+            self.plain.append(item)
+        elif self.key is _NO_KEY:
             if isinstance(item, (dict, list)):
                 raise TextError(
                     f"a key must be a word, not {'an object' if isinstance(item, dict) else 'a list'}{where}"
                 )
-            if item in self.value:
+            if item in self.plain:
                 raise TextError(f"the key {item!r} is there twice{where}; remove one")
             self.key = item
         else:
             if self.key == "<<":
                 raise TextError(f"merge keys (<<) are not supported{where}; write the fields out")
-            self.value[self.key] = item
-            self.key = self._NO_KEY
+            self.plain[self.key] = item
+            self.key = _NO_KEY
 
 
 def _yaml(text: str) -> Iterator[Any]:
@@ -113,7 +126,7 @@ def _yaml(text: str) -> Iterator[Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        yield from _build(yaml.parse(text, Loader=loader))
+        yield from _Builder().run(yaml.parse(text, Loader=loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -122,49 +135,57 @@ def _yaml(text: str) -> Iterator[Any]:
         raise TextError(f"it is not YAML: {error}") from None
 
 
-def _build(events: Any) -> Iterator[Any]:
-    """The documents of a stream of parser events."""
-    import yaml
+class _Builder:
+    """Values out of a stream of parser events."""
 
-    stack: list[_Node] = []
-    anchors: dict[str, tuple[Any, int]] = {}
-    root: Any = None
-    total = 0
-    for event in events:
-        where = f" (line {event.start_mark.line + 1})" if event.start_mark else ""
-        if isinstance(event, yaml.DocumentStartEvent):
-            root, anchors = None, {}
-            continue
-        if isinstance(event, yaml.DocumentEndEvent):
-            yield root
-            continue
-        if isinstance(event, yaml.CollectionStartEvent):
-            _plain_tag(event.tag, where)
-            if len(stack) >= MAX_DEPTH:
-                raise TextError(f"it is nested more than {MAX_DEPTH} levels deep{where}")
-            stack.append(_Node({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor))
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            node = stack.pop()
-            value, size, anchor = node.value, node.size, node.anchor
-        elif isinstance(event, yaml.ScalarEvent):
-            value, size, anchor = _scalar(event, where), 1, event.anchor
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in anchors:
-                raise TextError(f"*{event.anchor} refers to nothing before it{where}")
-            (value, size), anchor = anchors[event.anchor], None
-        else:
-            continue
+    def __init__(self) -> None:
+        self._open: list[_Collection] = []
+        self._anchors: dict[str, _Value] = {}
+        self._root: Any = None
+        self._total = 0
+
+    def run(self, events: Any) -> Iterator[Any]:
+        """Yield the documents."""
+        import yaml
+
+        for event in events:
+            where = f" (line {event.start_mark.line + 1})" if event.start_mark else ""
+            if isinstance(event, yaml.DocumentStartEvent):
+                self._root, self._anchors = None, {}
+            elif isinstance(event, yaml.DocumentEndEvent):
+                yield self._root
+            elif isinstance(event, yaml.CollectionStartEvent):
+                _plain_tag(event.tag, where)
+                self._deepen(len(self._open) + 1, where)
+                empty: dict[Any, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+                self._open.append(_Collection(empty, event.anchor))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                done = self._open.pop()
+                self._take(_Value(done.plain, done.size, done.height + 1), done.anchor, 1, where)
+            elif isinstance(event, yaml.ScalarEvent):
+                self._take(_Value(_scalar(event, where)), event.anchor, 1, where)
+            elif isinstance(event, yaml.AliasEvent):
+                known = self._anchors.get(event.anchor)
+                if known is None:
+                    raise TextError(f"*{event.anchor} refers to nothing before it{where}")
+                self._deepen(len(self._open) + known.height, where)
+                self._take(known, None, known.size, where)
+
+    def _deepen(self, depth: int, where: str) -> None:
+        if depth > MAX_DEPTH:
+            raise TextError(f"it is nested more than {MAX_DEPTH} levels deep{where}")
+
+    def _take(self, value: _Value, anchor: str | None, cost: int, where: str) -> None:
+        """Put a whole value where it belongs."""
         if anchor:
-            anchors[anchor] = (value, size)
-        total += 1 if not isinstance(event, yaml.AliasEvent) else size
-        if total > MAX_VALUES:
+            self._anchors[anchor] = value
+        self._total += cost
+        if self._total > MAX_VALUES:
             raise TextError(f"it holds more than {MAX_VALUES} values{where}")
-        if stack:
-            stack[-1].size += size
-            stack[-1].add(value, where)
+        if self._open:
+            self._open[-1].add(value, where)
         else:
-            root = value
+            self._root = value.plain
 
 
 def _plain_tag(tag: str | None, where: str) -> None:
@@ -193,5 +214,5 @@ def _scalar(event: Any, where: str) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     if _SPECIAL_FLOAT.fullmatch(text):
-        return math.nan if "n" in text.lower()[1:3] and "a" in text.lower() else float(text.lower().replace(".", ""))
+        return float(text.lower().replace(".", ""))
     return text

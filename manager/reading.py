@@ -1,10 +1,12 @@
-"""What a pass over a document is: whose spelling it reads, and the list of mistakes it found."""
+"""What a pass over a document is: whose spelling it reads, the mistakes it found, and what a rule is."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
+
+from proplet.manager.model import Kind
 
 
 class Style(Enum):
@@ -75,3 +77,14 @@ def unknown_field(name: str, known: Mapping[str, Any]) -> str:
     folded = {key.replace("_", "").lower(): key for key in known}
     near = difflib.get_close_matches(name.replace("_", "").lower(), list(folded), n=1, cutoff=0.7)
     return f"unknown field; did you mean {folded[near[0]]}?" if near else "unknown field"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: `broken` says whether a resource of `kind` breaks it; the user is told `path` and `message`."""
+
+    name: str
+    kind: Kind
+    path: str
+    broken: Callable[[Any], bool]
+    message: str

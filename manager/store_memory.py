@@ -14,7 +14,7 @@ HISTORY = 4096
 class MemoryStore:
     """Implements `ports.Store`. `history` bounds how many changes of a kind a watcher can be behind."""
 
-    def __init__(self, clock: Clock = time.time, history: int = HISTORY) -> None:
+    def __init__(self, clock: Clock = time.time, *, history: int = HISTORY) -> None:
         self._clock = clock
         self._table = Table()
         self._logs = {kind: ChangeLog(history) for kind in Kind}

@@ -278,8 +278,8 @@ def _lock(path: Path) -> int:
 
 def _damaged(path: Path, detail: str) -> str:
     return (
-        f"{path} is damaged ({detail}): stop the node, move the file and its -wal and -shm aside, and put back a copy "
-        "or start without; tasks and proplets can be applied again from their manifests"
+        f"{path} is damaged ({' '.join(detail.split())}): stop the node, move the file and its -wal and -shm aside, "
+        "and put back a copy or start without; tasks and proplets can be applied again from their manifests"
     )
 
 

@@ -1,0 +1,52 @@
+"""Finished tasks are forgotten, oldest first, and nothing else is."""
+
+from dataclasses import replace
+
+import pytest
+from tests.manager_store.contract import task
+
+from proplet.manager.model import Kind, Task, TaskStatus
+from proplet.manager.phases import Phase
+from proplet.manager.store_memory import MemoryStore
+from proplet.manager.store_retention import prune
+
+pytestmark = pytest.mark.anyio
+
+
+async def finished(store: MemoryStore, name: str, at: float, phase: Phase = Phase.COMPLETED, **spec: object) -> Task:
+    made = await store.create(task(name, **spec))
+    assert isinstance(made, Task)
+    result = await store.record(replace(made, status=TaskStatus(phase, finished_at=at)))
+    assert isinstance(result, Task)
+    return result
+
+
+async def names(store: MemoryStore) -> list[str]:
+    return [item.meta.name for item in (await store.list(Kind.TASK)).items]
+
+
+async def test_the_longest_finished_go_first() -> None:
+    store = MemoryStore()
+    for name, at in (("b", 2.0), ("a", 1.0), ("d", 4.0), ("c", 3.0)):
+        await finished(store, name, at)
+    assert await prune(store, 2) == 2
+    assert sorted(await names(store)) == ["c", "d"]
+    assert await prune(store, 2) == 0
+
+
+async def test_what_has_not_finished_or_runs_again_stays() -> None:
+    store = MemoryStore()
+    await store.create(task("pending"))
+    await finished(store, "running", 0.0, Phase.RUNNING)
+    await finished(store, "recurring", 1.0, schedule="* * * * *", is_recurring=True)
+    await finished(store, "failed", 1.0, Phase.FAILED)
+    assert await prune(store, 0) == 1
+    assert await names(store) == ["pending", "running", "recurring"]
+
+
+async def test_what_finished_too_long_ago_goes_whatever_the_count() -> None:
+    store = MemoryStore()
+    for at in range(1, 6):
+        await finished(store, f"t{at}", float(at))
+    assert await prune(store, 100, before=3.0) == 2
+    assert await names(store) == ["t3", "t4", "t5"]
