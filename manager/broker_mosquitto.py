@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -219,10 +220,14 @@ class Mosquitto:
         self._process = process
         try:
             await anyio.to_thread.run_sync(self._note_pid, process.pid)
+            self._last_words = ""
+            said_all = anyio.Event()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._read_log, process)
+                tasks.start_soon(self._read_log, process, said_all)
                 tasks.start_soon(self._announce, ready)
                 code = await process.wait()
+                with anyio.move_on_after(1):
+                    await said_all.wait()
                 tasks.cancel_scope.cancel()
             return code
         finally:
@@ -243,17 +248,19 @@ class Mosquitto:
             except OSError:
                 await anyio.sleep(_POLL_S)
 
-    async def _read_log(self, process: Process) -> None:
+    async def _read_log(self, process: Process, said_all: anyio.Event) -> None:
         assert process.stderr is not None
         lines = BufferedByteReceiveStream(process.stderr)
         with suppress(anyio.IncompleteRead, anyio.ClosedResourceError, anyio.EndOfStream):
             while True:
                 line = (await lines.receive_until(b"\n", 65536)).decode(errors="replace").strip()
+                line = re.sub(r"^\d+: ", "", line)  # the time, until the configuration is read
                 expected = "run as root" in line
                 problem = line.startswith(("Error", "Warning")) and not expected
                 if problem:
                     self._last_words = line
                 log.log(logging.WARNING if problem else logging.DEBUG, "mosquitto: %s", line)
+        said_all.set()
 
 
 async def _stop(process: Process) -> None:

@@ -26,6 +26,11 @@ class Router:
         self._retained: dict[str, Message] = {}
         self._retained_bytes = 0
 
+    @property
+    def sessions(self) -> set[str]:
+        """The names of the clients that are remembered."""
+        return set(self._sessions)
+
     def session(self, name: str, *, clean: bool) -> tuple[Session, bool]:
         """The session of an authenticated client, and whether it was there before."""
         if clean:
