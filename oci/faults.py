@@ -25,7 +25,7 @@ from proplet.oci.errors import (
     Unauthorized,
 )
 from proplet.oci.reference import Reference
-from proplet.oci.transport import Watch
+from proplet.oci.watch import Watch
 
 _MAX_TEXT = 200
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import urlsplit
 
 from proplet.oci.addresses import is_forbidden, is_loopback
-from proplet.oci.auth import find_credentials
+from proplet.oci.auth import Credentials, find_credentials
 from proplet.oci.digest import Digest
 from proplet.oci.errors import (
     AddressRefused,
@@ -38,6 +38,7 @@ from proplet.oci.manifest import ACCEPTED_MANIFESTS, Descriptor
 from proplet.oci.reference import DOCKER_HUB, Reference
 from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
 from proplet.oci.trust import certificates, is_plain
+from proplet.oci.watch import Watch
 
 if TYPE_CHECKING:
     import requests
@@ -61,7 +62,6 @@ class RegistryClient:
 
     Raises:
         AddressRefused: the registry is at a link-local or metadata address.
-        InvalidCredentials: a credentials file or helper cannot be used.
         TlsFailed: the CA file cannot be read.
     """
 
@@ -74,7 +74,7 @@ class RegistryClient:
             raise AddressRefused(f"registry {reference.registry} is a link-local or metadata address: never used")
         self._reference = reference
         self._settings = settings
-        self._credentials = find_credentials(reference.registry, settings)
+        self._credentials: Credentials | None = None
         self._authorization: dict[str, str] = {}
         self._answered = False
         self._verify = certificates(reference, host)
@@ -93,7 +93,7 @@ class RegistryClient:
         self._faults, self._transport = faults, transport
         self._oras = oras.provider.Registry(api, insecure=self._plain, tls_verify=self._verify)
         host = str(urlsplit(self._root).hostname)
-        self._watch = transport.Watch(self._settings.total_timeout_s, cancelled)
+        self._watch = Watch(self._settings.total_timeout_s, cancelled)
         session = transport.GuardedSession(
             transport.AddressGuard(host),
             self._watch,
@@ -110,6 +110,7 @@ class RegistryClient:
 
         Raises:
             RegistryFault: the registry or the way to it; the subclass says what.
+            InvalidCredentials: the registry wants credentials, and a file or helper with them cannot be used.
             DigestMismatch: the bytes have another digest than asked for, or than the registry says.
             TooLarge: more than 4 MiB.
         """
@@ -253,15 +254,16 @@ class RegistryClient:
 
         challenge = response.headers.get("WWW-Authenticate", "")
         scheme = challenge.partition(" ")[0].lower()
-        if scheme == "basic":
-            if self._credentials is None or self._authorization:
-                return False
-        elif scheme == "bearer":
-            self._check_realm(challenge)
-        else:
+        if scheme not in {"basic", "bearer"}:
             raise RegistryError(
                 f"registry {self._reference.registry} asks for authentication of an unknown kind {scheme!r}"
             )
+        # Looked up only now: most pulls of public modules need no helper to be run and no file to be right.
+        self._credentials = find_credentials(self._reference.registry, self._settings)
+        if scheme == "bearer":
+            self._check_realm(challenge)
+        elif self._credentials is None or self._authorization:
+            return False
         name = "basic" if scheme == "basic" else "token"
         session = self._session
         backend = oras.auth.get_auth_backend(  # type: ignore[no-untyped-call]

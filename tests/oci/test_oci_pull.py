@@ -11,18 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.registry import (
-    ADDITION,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    PASSWORD,
-    USER,
-    RunningRegistry,
-    descriptor,
-    make_tls_files,
-    push_manifest,
-    running_registry,
-)
 
 from proplet.oci.digest import Digest
 from proplet.oci.errors import (
@@ -39,6 +27,18 @@ from proplet.oci.errors import (
 from proplet.oci.layout import OciLayout
 from proplet.oci.pull import Progress, PullPolicy, PullStage, pull
 from proplet.oci.settings import HostSettings, RegistrySettings
+from tests.support.registry import (
+    ADDITION,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    PASSWORD,
+    USER,
+    RunningRegistry,
+    descriptor,
+    make_tls_files,
+    push_manifest,
+    running_registry,
+)
 
 pytestmark = pytest.mark.registry
 
