@@ -1,0 +1,55 @@
+"""Tasks per second through the controller and the SQLite store, with proplets that answer at once.
+
+Run: ``python -m tests.bench.bench_controller [TASKS] [PROPLETS]``.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anyio
+
+from proplet.manager.exchange import Policy
+from proplet.manager.model import Kind, Meta, Task, TaskSpec
+from proplet.manager.phases import TERMINAL
+from proplet.manager.store_memory import MemoryStore
+from proplet.manager.store_sqlite import open_sqlite_store
+from tests.manager.fakes import open_node
+
+
+async def measure(store, tasks: int, proplets: int) -> float:
+    async with open_node(store, policy=Policy()) as node:
+        for number in range(proplets):
+            node.proplet(f"pi-{number}", instant=True)
+        began = time.perf_counter()
+
+        async def create(numbers: range) -> None:
+            for n in numbers:
+                await store.create(Task(Meta(f"t-{n}"), TaskSpec(name="add", image_url="r.test/a:1")))
+
+        async with anyio.create_task_group() as group:
+            for start in range(0, tasks, 200):
+                group.start_soon(create, range(start, min(tasks, start + 200)))
+        left = tasks
+        while left:
+            await anyio.sleep(0.05)
+            listing = await store.list(Kind.TASK)
+            left = sum(1 for t in listing.items if t.status.phase not in TERMINAL)
+        return tasks / (time.perf_counter() - began)
+
+
+async def main(tasks: int, proplets: int) -> None:
+    rate = await measure(MemoryStore(), tasks, proplets)
+    print(f"memory store: {rate:7.0f} tasks/s created, placed, answered and recorded")
+    with tempfile.TemporaryDirectory() as directory:
+        async with open_sqlite_store(Path(directory) / "manager.db") as store:
+            rate = await measure(store, tasks, proplets)
+    print(f"SQLite store: {rate:7.0f} tasks/s (budget 500)")
+    print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    given = [int(a) for a in sys.argv[1:]]
+    anyio.run(main, *(given + [3000, 4][len(given) :]))
