@@ -3,9 +3,13 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from proplet.agent.cli import OK
+from proplet.agent.cli import OK, UNREACHABLE, CliError
 from proplet.agent.cli_parser import build
+
+if TYPE_CHECKING:
+    from proplet.agent.cli_session import Session
 
 
 def own_version() -> str:
@@ -16,6 +20,26 @@ def own_version() -> str:
         return version("proplet")
     except PackageNotFoundError:
         return "unknown"
+
+
+def version(options: argparse.Namespace) -> int:
+    """Print the versions; without a node that is this program's, and no failure unless a node was named."""
+    from proplet.agent.cli_session import run
+
+    sys.stdout.write(f"proplet {own_version()}\n")
+    try:
+        return run(options, _node_version)
+    except CliError as error:
+        if error.status != UNREACHABLE or options.server:
+            raise
+        return OK
+
+
+def _node_version(session: "Session", _options: argparse.Namespace) -> int:
+    node = session.node()
+    parts = ", ".join(str(part) for part in node.get("services") or ())
+    sys.stdout.write(f"node {node.get('version')} ({parts})\n")
+    return OK
 
 
 def completion(options: argparse.Namespace) -> int:

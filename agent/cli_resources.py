@@ -124,6 +124,7 @@ def _in_namespace(plain: list[Any], namespace: str) -> str:
 
 def get(options: argparse.Namespace) -> int:
     """Print resources, and with ``-w`` their changes."""
+    kind_and_names(options.kind, options.names)
     return run(options, _get)
 
 
@@ -202,6 +203,7 @@ def table(kind: str, found: Sequence[Manifest], options: argparse.Namespace) -> 
 
 def describe(options: argparse.Namespace) -> int:
     """Print all that is known of resources."""
+    kind_and_names(options.kind, options.names)
     return run(options, _describe)
 
 

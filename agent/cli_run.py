@@ -14,7 +14,9 @@ import anyio
 
 from proplet.agent import parts, render
 from proplet.agent.cli import FAILED, INTERRUPTED, OK, USAGE, CliError
+from proplet.agent.cli_exports import exported_functions
 from proplet.agent.config import read
+from proplet.agent.config_reader import did_you_mean
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.config_values import parse_duration, parse_size
 from proplet.agent.fetch import open_modules
@@ -86,10 +88,20 @@ async def _run(
 
 
 async def _prepared(modules: Modules, options: argparse.Namespace, data: bytes | None) -> Artefact:
+    if data is not None and options.invoke:
+        _check_export(data, options.invoke)
     digest = await modules.keep(data) if data is not None else None
     wanted = ModuleWanted(module_digest=digest, image_url="" if digest else options.module)
     with progress(quiet=options.quiet) as told:
         return await modules.prepare(wanted, told)
+
+
+def _check_export(module: bytes, wanted: str) -> None:
+    """Refuse a name that is not exported: the runtime would fall back to the usual entry points."""
+    names = exported_functions(module)
+    if names is not None and wanted not in names:
+        listed = ", ".join(names[:20]) or "no functions"
+        raise CliError(f"the module exports no function `{wanted}`{did_you_mean(wanted, names)}; it exports {listed}")
 
 
 def status_of(outcome: Outcome) -> int:

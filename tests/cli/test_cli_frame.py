@@ -1,0 +1,166 @@
+"""The command without a node: help, usage, completion, versions, configuration, and what it loads."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import COMMAND, environment, proplet_now
+
+HEAVY = {
+    "aiomqtt", "amqtt", "anyio", "asyncio", "cbor2", "dataclasses", "http.client", "oras", "psutil", "requests", "rich",
+    "shtab", "sqlite3", "starlette", "tomllib", "uvicorn", "wasmtime", "yaml",
+}  # fmt: skip
+
+
+def test_help_loads_nothing_that_is_slow() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "proplet.agent", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(re.findall(r"\|\s*([\w.]+)$", done.stderr, re.MULTILINE))
+    assert "argparse" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_help_documents_the_exit_codes_and_every_command(home: Path) -> None:
+    code, out, err = proplet_now(home, ["--help"])
+    assert (code, err) == (0, "")
+    for word in "up demo run apply get describe delete start stop logs wait version completion config service".split():
+        assert f"    {word}" in out
+    assert "3 no node reachable" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["service", "install", "--help"]])
+def test_help_ends_well(home: Path, arguments: list[str]) -> None:
+    assert proplet_now(home, arguments).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["get"], "the following arguments are required: KIND"),
+        (["gte", "tasks"], "invalid choice"),
+        (["get", "tsks"], "there is no kind `tsks`; did you mean `tasks`?"),
+        (["get", "tasks", "-o", "xml"], "invalid choice: 'xml'"),
+        (["run", "x.wat"], "is WebAssembly as text"),
+        (["run", "--env", "x", "x.wasm"], "x.wasm: No such file"),
+        (["get", "tasks", "--server", "ftp://x"], "a node's address is unix:/path or http(s)://host:port"),
+        (["apply"], "required: -f/--filename"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_what_is_wrong(home: Path, arguments: list[str], message: str) -> None:
+    code, out, err = proplet_now(home, arguments)
+    assert code in (1, 2)
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_without_a_command_help_is_shown_and_the_usage_is_wrong(home: Path) -> None:
+    code, out, err = proplet_now(home, [])
+    assert (code, out) == (2, "")
+    assert "usage: proplet" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["get", "tasks"], ["apply", "-f", "-"], ["logs", "x"], ["wait", "x"], ["describe", "task", "x"], ["stop", "x"]],
+)
+def test_without_a_node_every_command_says_how_to_start_one(home: Path, arguments: list[str]) -> None:
+    code, out, err = proplet_now(home, arguments)
+    assert (code, out) == (3, "")
+    assert err.startswith("proplet: error: no node runs here")
+    assert "start one with `proplet up`" in err
+
+
+def test_version_needs_no_node(home: Path) -> None:
+    code, out, err = proplet_now(home, ["version"])
+    assert (code, out, err) == (0, f"proplet {importlib.metadata.version('proplet')}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
+def test_completion_scripts_name_the_commands(home: Path, shell: str) -> None:
+    code, out, err = proplet_now(home, ["completion", shell])
+    assert (code, err) == (0, "")
+    assert all(word in out for word in ("describe", "mqtt", "token", "service"))
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=out, text=True, check=True, capture_output=True)
+
+
+def test_bash_completes_commands_and_flags(home: Path) -> None:
+    script = proplet_now(home, ["completion", "bash"]).out
+    ask = f"{script}\nCOMP_WORDS=(proplet de) COMP_CWORD=1; _shtab_proplet proplet de proplet; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"demo", "describe", "delete"}
+
+
+def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [COMMAND, "completion", "bash"], stdout=writing, stderr=subprocess.PIPE, env=environment(home), check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# --- configuration -----------------------------------------------------------------------------------------------
+
+
+def test_config_check_says_what_the_node_would_be(home: Path) -> None:
+    code, out, err = proplet_now(home, ["config", "check"], PROPLET_NODE_ID="pi-1")
+    assert (code, err) == (0, "")
+    assert out == "ok: pi-1: agent, broker, manager; MQTT at its own broker; no configuration file\n"
+
+
+def test_config_check_lists_every_problem_and_ends_with_78(home: Path) -> None:
+    path = home / "p.toml"
+    path.write_text("[mqtt]\nqos = 7\n[brokr]\nport = 1\n")
+    code, out, err = proplet_now(home, ["config", "check", "--config", path])
+    assert (code, out) == (78, "")
+    assert err.splitlines() == [
+        f"{path}:2: mqtt.qos: must be at most 2",
+        f"{path}:4: unknown table `brokr` at the top level; did you mean `broker`?",
+        "proplet: error: the configuration has 2 problems",
+    ]
+
+
+def test_config_show_prints_origins_and_no_secret(home: Path) -> None:
+    (home / ".config/proplet").mkdir(parents=True)
+    path = home / ".config/proplet/proplet.toml"
+    path.write_text("[broker]\nport = 0\n")
+    code, out, err = proplet_now(home, ["config", "show"], PROPLET_CLIENT_KEY="s3cret", PROPLET_LOG_LEVEL="debug")
+    assert (code, err) == (0, "")
+    assert re.search(rf"^port = 0 +# {re.escape(str(path))}:2$", out, re.MULTILINE)
+    assert re.search(r'^log_level = "debug" +# PROPLET_LOG_LEVEL$', out, re.MULTILINE)
+    assert re.search(r'^client_key = "<redacted>" +# PROPLET_CLIENT_KEY$', out, re.MULTILINE)
+    assert "s3cret" not in out
+
+
+def test_up_with_a_wrong_configuration_ends_with_78(home: Path) -> None:
+    code, out, err = proplet_now(home, ["up", "--mqtt-address", "nonsense://x"])
+    assert (code, out) == (78, "")
+    assert "proplet: error: --address: mqtt.address: MQTT address 'nonsense://x': unknown scheme" in err
+    assert "mqtt.domain: is missing" in err
+
+
+def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
+    code, _, err = proplet_now(home, ["config", "show", "--config", "/nowhere.toml"])
+    assert (code, "Traceback" in err) == (78, False)
+    code, _, err = proplet_now(home, ["config", "show", "--config", "/nowhere.toml"], PROPLET_DEBUG="1")
+    assert (code, "Traceback" in err) == (78, True)
+
+
+def test_the_service_is_not_touched_by_who_is_not_root(home: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("runs as root: the refusal of other people cannot be seen")
+    code, _, err = proplet_now(home, ["service", "install"])
+    assert (code, "only root" in err) == (1, True)

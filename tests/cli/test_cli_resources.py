@@ -1,0 +1,245 @@
+"""Commands about resources, against a node's API over its socket."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+import yaml
+from anyio.abc import Process
+from anyio.streams.text import TextReceiveStream
+
+from proplet.agent.wire import LogLines
+from proplet.manager.model import Key, Kind, Meta, Proplet, PropletPhase, PropletStatus, Task
+from proplet.manager.phases import Phase
+from tests.api.fakes import Node
+from tests.cli.command import COMMAND, environment, proplet
+
+pytestmark = pytest.mark.anyio
+
+FILE = "AGFzbQEAAAABBwFgAn9/AX8DAgEABwgBBG1haW4AAAoJAQcAIAAgAWoL"
+TASK = f"""\
+apiVersion: propeller.propeller.abstractmachines.fr/v1
+kind: Task
+metadata: {{name: NAME}}
+spec: {{name: NAME, functionName: main, file: {FILE}, inputs: [10, 32]}}
+"""
+
+
+def manifest(*names: str) -> bytes:
+    return "---\n".join(TASK.replace("NAME", name) for name in names).encode()
+
+
+def aged(table: str) -> list[str]:
+    """Return a table's lines with the last column's ages made equal."""
+    return [re.sub(r"\d+s$", "AGE", line) for line in table.splitlines()]
+
+
+async def record(node: Node, name: str, **status: object) -> Task:
+    """Write a task's status, as the controller would."""
+    found = await node.store.get(Kind.TASK, Key(name))
+    assert isinstance(found, Task)
+    written = await node.store.record(replace(found, status=replace(found.status, **status)))  # type: ignore[arg-type]
+    assert isinstance(written, Task)
+    return written
+
+
+async def test_apply_creates_then_leaves_alone_then_changes(node: Node, home: Path) -> None:
+    first = await proplet(home, "apply", "-f", "-", stdin=manifest("one", "two"))
+    assert first == (0, "task/one created\ntask/two created\n", "")
+    again = await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    assert again == (0, "task/one unchanged\n", "")
+    changed = await proplet(home, "apply", "-f", "-", stdin=manifest("one").replace(b"32", b"33"))
+    assert changed == (0, "task/one configured\n", "")
+
+
+async def test_apply_takes_a_directory_and_goes_on_after_a_file_that_is_refused(node: Node, home: Path) -> None:
+    folder = home / "manifests"
+    folder.mkdir()
+    (folder / "a.yaml").write_bytes(manifest("a"))
+    (folder / "b.yaml").write_bytes(manifest("b").replace(b"functionName", b"functionname"))
+    (folder / "c.yml").write_bytes(manifest("c"))
+    (folder / "notes.txt").write_text("not a manifest")
+    code, out, err = await proplet(home, "apply", "-f", folder)
+    assert (code, out) == (1, "task/a created\ntask/c created\n")
+    assert err.startswith(f"proplet: error: {folder}/b.yaml: ")
+    assert "functionname" in err
+
+
+async def test_apply_puts_what_has_no_namespace_into_the_one_given(node: Node, home: Path) -> None:
+    done = await proplet(home, "apply", "-n", "edge", "-o", "yaml", "-f", "-", stdin=manifest("one"))
+    assert (done.code, done.err) == (0, "")
+    assert yaml.safe_load(done.out)["metadata"]["namespace"] == "edge"
+    assert (await proplet(home, "get", "tasks")).err == "no tasks found in namespace default\n"
+    everywhere = await proplet(home, "get", "tasks", "-A")
+    assert everywhere.out.splitlines()[1].split()[:3] == ["edge", "one", "pending"]
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"a: [", b"kind: Task", b"{}", b"[1]"])
+async def test_apply_of_what_is_no_manifest_fails_in_words(node: Node, home: Path, text: bytes) -> None:
+    code, out, err = await proplet(home, "apply", "-f", "-", stdin=text)
+    assert (code, out) == (1, "")
+    assert err.startswith("proplet: error: standard input: ")
+    assert "Traceback" not in err
+
+
+async def test_tables_have_the_references_columns(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("addition-wasm", "other"))
+    await record(node, "addition-wasm", phase=Phase.COMPLETED, proplet_id="docker-proplet", results="42")
+    meta = Meta("docker-proplet")
+    await node.store.create(Proplet(meta, status=PropletStatus(PropletPhase.RUNNING)))
+    tasks = await proplet(home, "get", "tasks")
+    assert aged(tasks.out) == [
+        "NAME            PHASE       MODE   PROPLET          START TIME   FINISH TIME   PREFERRED TYPE   AGE",
+        "addition-wasm   completed          docker-proplet                              any              AGE",
+        "other           pending                                                        any              AGE",
+    ]
+    proplets = await proplet(home, "get", "proplets")
+    assert aged(proplets.out) == [
+        "NAME             TYPE       PHASE     READY   TASKS   REPLICAS   LAST SEEN   AGE",
+        "docker-proplet   external   Running   True    0                              AGE",
+    ]
+
+
+async def test_every_form_of_output_is_what_it_says(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one", "two"))
+    assert (await proplet(home, "get", "tasks", "-o", "name")).out == "task/one\ntask/two\n"
+    several = json.loads((await proplet(home, "get", "tasks", "-o", "json")).out)
+    assert [item["metadata"]["name"] for item in several["items"]] == ["one", "two"]
+    single = yaml.safe_load((await proplet(home, "get", "task/two", "-o", "yaml")).out)
+    assert (single["kind"], single["metadata"]["name"]) == ("Task", "two")
+    wide = (await proplet(home, "get", "tasks", "-o", "wide", "--no-headers")).out.splitlines()
+    assert [line.split()[0] for line in wide] == ["one", "two"]
+    assert "<inline>" in wide[0]
+
+
+async def test_what_was_exported_can_be_applied(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one", "two"))
+    exported = await proplet(home, "get", "tasks", "-o", "yaml")
+    again = await proplet(home, "apply", "-f", "-", stdin=exported.out.encode())
+    assert again == (0, "task/one unchanged\ntask/two unchanged\n", "")
+
+
+async def test_a_name_that_is_not_there_ends_with_4_and_names_the_nearest(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("addition"))
+    message = (
+        "proplet: error: there is no task `additon`; did you mean `addition`?; proplet get tasks lists what there is\n"
+    )
+    for command in (["get", "task"], ["describe", "task"], ["start"], ["stop"], ["logs"], ["wait"]):
+        done = await proplet(home, *command, "additon")
+        assert (done.code, done.err) == (4, message), command
+    partly = await proplet(home, "get", "tasks", "addition", "additon", "-o", "name")
+    assert partly == (4, "task/addition\n", message)
+
+
+async def test_describe_tells_all_and_hides_no_line_in_control_characters(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    await record(node, "one", phase=Phase.FAILED, error="trap\x1b[2J", started_at=1.7e9)
+    done = await proplet(home, "describe", "task", "one")
+    assert (done.code, done.err) == (0, "")
+    assert "Function Name:  main" in done.out
+    assert "of WebAssembly>" in done.out
+    assert "\x1b" not in done.out
+    assert "ago)" in done.out
+
+
+async def test_delete_by_name_by_file_and_all(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("a", "b", "c", "d"))
+    assert await proplet(home, "delete", "task", "a") == (0, "task/a deleted\n", "")
+    assert await proplet(home, "delete", "-f", "-", stdin=manifest("b")) == (0, "task/b deleted\n", "")
+    assert (await proplet(home, "delete", "tasks")).code == 2
+    assert await proplet(home, "delete", "tasks", "--all") == (0, "task/c deleted\ntask/d deleted\n", "")
+    gone = await proplet(home, "delete", "task/a")
+    assert (gone.code, gone.out) == (4, "")
+    assert await proplet(home, "delete", "task/a", "--ignore-not-found") == (0, "", "")
+
+
+async def test_start_stop_and_wait(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    assert (await proplet(home, "stop", "one")).code == 1
+    assert await proplet(home, "start", "one") == (0, "task/one started\n", "")
+    assert await proplet(home, "wait", "one", "--for=running") == (0, "task/one running\n", "")
+    late = await proplet(home, "wait", "one", "--timeout=200ms")
+    assert late == (5, "", "proplet: error: task one is running after 200ms; proplet describe task one\n")
+    assert await proplet(home, "stop", "one") == (0, "task/one stopped\n", "")
+    assert await proplet(home, "wait", "one", "--for=finished") == (0, "task/one interrupted\n", "")
+    failed = await proplet(home, "wait", "one")
+    assert failed == (1, "", "proplet: error: task one is interrupted\n")
+
+
+async def test_wait_ends_with_the_change_it_waits_for(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    done = []
+
+    async def waiting() -> None:
+        done.append(await proplet(home, "wait", "one", "--timeout", "20s"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(waiting)
+        await record(node, "one", phase=Phase.COMPLETED, results="42")
+    assert done == [(0, "task/one completed\n", "")]
+
+
+async def test_logs_go_where_the_guest_wrote_them(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    task = await record(node, "one", phase=Phase.COMPLETED)
+    none = await proplet(home, "logs", "one")
+    assert none == (0, "", "task one (completed) has printed nothing that its proplet sent here\n")
+    out = LogLines("pi", task.id, 1, "stdout", ("hello", "wor\x1bld"))
+    node.control.logs[task.id] = [out, LogLines("pi", task.id, 1, "stderr", ("oops",))]
+    assert await proplet(home, "logs", "one", "-f") == (0, "hello\nwor\N{REPLACEMENT CHARACTER}ld\n", "oops\n")
+
+
+@asynccontextmanager
+async def started(home: Path, *arguments: str) -> AsyncIterator[tuple[Process, TextReceiveStream]]:
+    """Start the command and leave it running until the context ends."""
+    async with await anyio.open_process([COMMAND, *arguments], env=environment(home), cwd=home) as process:
+        assert process.stdout is not None
+        try:
+            yield process, TextReceiveStream(process.stdout)
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+async def until(stream: TextReceiveStream, text: str) -> str:
+    """Read until `text` was seen."""
+    seen = ""
+    with anyio.fail_after(20):
+        while text not in seen:
+            seen += await stream.receive()
+    return seen
+
+
+async def test_watch_prints_changes_as_they_come(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    async with started(home, "get", "tasks", "-w") as (process, output):
+        first = await until(output, "pending")
+        assert first.splitlines()[0].startswith("NAME   PHASE")
+        await record(node, "one", phase=Phase.RUNNING, proplet_id="pi")
+        assert (await until(output, "running")).split()[:3] == ["one", "running", "pi"]
+        await node.store.delete(Kind.TASK, Key("one"))
+        assert (await until(output, "deleted")).split()[:2] == ["one", "deleted"]
+        process.send_signal(2)
+        with anyio.fail_after(10):
+            assert await process.wait() == 130
+
+
+async def test_a_watch_of_json_prints_a_document_per_change(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one", "two"))
+    async with started(home, "get", "tasks", "two", "-w", "-o", "name") as (_, output):
+        assert await until(output, "\n") == "task/two\n"
+        await record(node, "one", phase=Phase.RUNNING)
+        await record(node, "two", phase=Phase.RUNNING)
+        assert await until(output, "\n") == "task/two\n"
+
+
+async def test_the_node_can_be_named_by_its_socket(node: Node, home: Path) -> None:
+    code, out, err = await proplet(home, "version", "-s", f"unix:{node.socket}")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1] == "node 1.2.3 (agent, broker, manager)"
+    assert (await proplet(home, "version", "-s", f"unix:{home}/none")).code == 3
