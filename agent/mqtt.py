@@ -119,12 +119,17 @@ async def open_link(
     broker would otherwise send it again for ever.
     """
     link = Link(settings)
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_keep_connected, link, settings, subscriptions, will, on_event)
         try:
             yield link
+        except Exception as error:  # noqa: BLE001 - raised below: it is the user's, and no group of ours
+            failure = error
         finally:
             tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _keep_connected(

@@ -257,7 +257,7 @@ class Mosquitto:
                 line = re.sub(r"^\d+: ", "", line)  # the time, until the configuration is read
                 expected = "run as root" in line
                 problem = line.startswith(("Error", "Warning")) and not expected
-                if problem:
+                if problem and line.startswith("Error:"):
                     self._last_words = line
                 log.log(logging.WARNING if problem else logging.DEBUG, "mosquitto: %s", line)
         said_all.set()
@@ -291,21 +291,25 @@ async def run_mosquitto(
     config = await anyio.to_thread.run_sync(write_files, settings, identities, port, local_port)
     broker = Mosquitto(program, config, host, local_port)
     ready = anyio.Event()
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(broker.supervise, ready)
         with anyio.move_on_after(START_TIMEOUT_S):
             async with anyio.create_task_group() as first:
                 first.start_soon(_until, ready, first.cancel_scope)
                 first.start_soon(_until, broker._failed, first.cancel_scope)  # noqa: SLF001 - the same unit
-        if not ready.is_set():
-            tasks.cancel_scope.cancel()
-        else:
-            try:
+        try:
+            if ready.is_set():
                 yield broker
-            finally:
-                tasks.cancel_scope.cancel()
-            return
-    raise broker._failure or BrokerError(f"mosquitto did not accept connections within {START_TIMEOUT_S:.0f} s")  # noqa: SLF001 - the same unit
+        except Exception as error:  # noqa: BLE001 - raised below: it is the user's, and no group of ours
+            failure = error
+        finally:
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if not ready.is_set():
+        late = BrokerError(f"mosquitto did not accept connections within {START_TIMEOUT_S:.0f} s")
+        raise broker._failure or late  # noqa: SLF001 - the same unit
 
 
 async def _until(event: anyio.Event, scope: anyio.CancelScope) -> None:

@@ -51,7 +51,7 @@ async def test_a_killed_mosquitto_is_started_again_on_the_same_port(tmp_path: Pa
                 try:
                     client = await RawClient.connect(port, "manager", MANAGER.password)
                     break
-                except OSError:
+                except (OSError, EOFError):
                     await anyio.sleep(0.02)
         assert client.return_code == 0
         assert broker.pid not in (None, first)
@@ -62,18 +62,12 @@ async def test_a_killed_mosquitto_is_started_again_on_the_same_port(tmp_path: Pa
 
 
 async def test_a_mosquitto_that_cannot_stay_up_is_reported(tmp_path: Path) -> None:
-    failure: BrokerError | None = None
-    async with open_broker(settings_in(tmp_path), IDENTITIES) as broker:
-        (tmp_path / "mosquitto" / "mosquitto.conf").write_text("no_such_option true\n")
-        assert broker.pid is not None
-        os.kill(broker.pid, signal.SIGKILL)
-        with anyio.fail_after(60):
-            try:
-                await broker.failed()
-            except BrokerError as error:
-                failure = error
-    assert failure is not None
-    assert "no_such_option" in str(failure)
+    with anyio.fail_after(60), pytest.raises(BrokerError, match="no_such_option"):
+        async with open_broker(settings_in(tmp_path), IDENTITIES) as broker:
+            (tmp_path / "mosquitto" / "mosquitto.conf").write_text("no_such_option true\n")
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGKILL)
+            await broker.failed()
 
 
 CHILD = """

@@ -53,6 +53,7 @@ class MosquittoServer:
         domain: str = DOMAIN,
         channel: str = CHANNEL,
         extra: Sequence[str] = (),
+        more_ports: Sequence[int] = (),
         **settings: Any,
     ) -> None:
         self._program = mosquitto_program()
@@ -63,6 +64,7 @@ class MosquittoServer:
         self.config = write_files(self.settings, identities, self.port, self.port)
         with self.config.open("a") as file:
             file.writelines(line + "\n" for line in extra)
+        self._ports = [self.port, *more_ports]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,11 +79,12 @@ class MosquittoServer:
         with log.open("ab") as output:
             self._process = subprocess.Popen([self._program, "-c", str(self.config)], stderr=output, stdout=output)
         deadline = time.monotonic() + 10
-        while True:
+        waiting = list(self._ports)
+        while waiting:
             assert self._process.poll() is None, log.read_text()
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
+                socket.create_connection(("127.0.0.1", waiting[0]), 1).close()
+                del waiting[0]
             except OSError:
                 assert time.monotonic() < deadline, "mosquitto does not answer"
                 self._process_wait(0.01)
