@@ -100,6 +100,8 @@ def answered(reference: Reference, response: requests.Response, body: bytes, wha
         return RateLimited(f"registry {registry} limits our rate: wait, or use credentials or a mirror")
     kind = RegistryFailing if status >= 500 else RegistryError
     advice = "try again later" if status >= 500 else "check address, port and scheme"
+    if "HTTPS" in text and str(response.url).startswith("http:"):
+        advice = "it speaks TLS: give its CA in ca_file, or set plain_http to false"
     said = f" ({text})" if text else ""
     return kind(f"registry {registry} answers HTTP {status} {response.reason or ''}{said}: {advice}")
 

@@ -116,8 +116,12 @@ class OciLayout:
             NotInStore: it is not here.
             StoreDamaged: its content has another digest; the file stays until it is removed or written again.
         """
+        with self.open(digest) as file:
+            return self._compare(digest, file)
+
+    def _compare(self, digest: Digest, file: BinaryIO) -> int:
         hasher = VerifyingHasher(digest, what=f"the stored blob {digest.short}")
-        with self.open(digest) as file, mapped(self.root):
+        with mapped(self.root):
             while chunk := file.read(_CHUNK):
                 hasher.update(chunk)
         try:
@@ -144,8 +148,15 @@ class OciLayout:
         Raises:
             NotInStore, StoreDamaged: as for ``verify``.
         """
-        self.verify(digest)
-        return self.open(digest)
+        file = self.open(digest)
+        try:
+            self._compare(digest, file)
+            with mapped(self.root):
+                file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def read(self, digest: Digest, limit: int) -> bytes:
         """A small blob's verified bytes.

@@ -19,6 +19,7 @@ from proplet.oci.errors import (
     NotInStore,
     OciError,
     PullCancelled,
+    RegistryError,
     RegistryUnreachable,
     RepositoryUnknown,
     TlsFailed,
@@ -228,6 +229,12 @@ def test_a_registry_without_tls_where_tls_is_expected_is_said_to_be_so(
 ) -> None:
     settings = access(registry, plain_http=False)
     assert "plain_http" in failing(TlsFailed, f"{registry.address}/demo/add:v1", store, settings)
+
+
+def test_a_registry_with_tls_where_none_is_expected_is_said_to_be_so(
+    private: RunningRegistry, store: OciLayout
+) -> None:
+    assert "it speaks TLS" in failing(RegistryError, f"{private.address}/demo/add:v1", store)
 
 
 def test_a_ca_file_that_cannot_be_used_is_named(private: RunningRegistry, store: OciLayout, tmp_path: Path) -> None:
