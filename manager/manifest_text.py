@@ -19,9 +19,10 @@ _NULL: Final = frozenset(["", "~", "null", "Null", "NULL"])
 _TRUE: Final = frozenset("true True TRUE yes Yes YES on On ON".split())
 _FALSE: Final = frozenset("false False FALSE no No NO off Off OFF".split())
 _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_HEX: Final = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|o[0-7]+|b[01]+)")
+_BASED: Final = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|b[01]+)")
 _AMBIGUOUS: Final = re.compile(r"[-+]?(?:0[0-9][0-9_]*|[0-9]+_[0-9_]*)")
-_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+# No 1e3 and no 0o17: what YAML 1.1's writers leave unquoted is text, and stays it.
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+][0-9]+)?")
 _SPECIAL_FLOAT: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
@@ -165,7 +166,7 @@ class _Builder:
             elif isinstance(event, yaml.ScalarEvent):
                 self._take(_Value(_scalar(event, where)), event.anchor, 1, where)
             elif isinstance(event, yaml.AliasEvent):
-                known = self._anchors.get(event.anchor)
+                known = self._anchors.get(event.anchor or "")
                 if known is None:
                     raise TextError(f"*{event.anchor} refers to nothing before it{where}")
                 self._deepen(len(self._open) + known.height, where)
@@ -205,10 +206,10 @@ def _scalar(event: Any, where: str) -> Any:
         return True
     if text in _FALSE:
         return False
-    if _INT.fullmatch(text) or _HEX.fullmatch(text):
+    if _INT.fullmatch(text) or _BASED.fullmatch(text):
         if len(text) > 4000:
             raise TextError(f"a number of {len(text)} digits{where}; put it in quotes")
-        return int(text, 0 if _HEX.fullmatch(text) else 10)
+        return int(text, 0 if _BASED.fullmatch(text) else 10)
     if _AMBIGUOUS.fullmatch(text):
         raise TextError(f"{text} is read as octal or decimal, depending on the reader{where}; put it in quotes")
     if _FLOAT.fullmatch(text):

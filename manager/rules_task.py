@@ -135,7 +135,6 @@ TASK_RULES: Final = (
     ),
     _spec("memory limit", "spec.limits.memory", lambda s: _not_positive(s.limits.memory_bytes), "must be more than 0"),
     _spec("CPU limit", "spec.limits.cpuTime", lambda s: _not_positive(s.limits.cpu_s), "must be more than 0"),
-    _spec("output limit", "spec.limits.output", lambda s: _negative(s.limits.output_bytes), "must be 0 or more"),
     _spec("stack limit", "spec.limits.stack", lambda s: _not_positive(s.limits.stack_bytes), "must be more than 0"),
     _spec("fuel limit", "spec.limits.fuel", lambda s: _not_positive(s.limits.fuel), "must be more than 0"),
     _spec(

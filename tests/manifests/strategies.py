@@ -1,0 +1,180 @@
+"""Any Task and any Proplet, with all their fields."""
+
+from hypothesis import strategies as st
+
+from proplet.agent.wire import (
+    DirectoryGrant,
+    Limits,
+    Metadata,
+    MonitoringProfile,
+    Permissions,
+    PullPolicy,
+    Reason,
+    RestartPolicy,
+    Usage,
+)
+from proplet.manager.model import (
+    Condition,
+    Meta,
+    Proplet,
+    PropletPhase,
+    PropletSelector,
+    PropletSpec,
+    PropletStatus,
+    Resources,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
+from proplet.manager.phases import Phase
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+word = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=10)
+counts = st.integers(0, 2**63 - 1)
+positive = st.floats(1e-6, 1e8)
+# As stores keep them: whole microseconds.
+moments = st.just(0.0) | st.floats(1.0, 4e9).map(lambda value: round(value, 6))
+maps = st.dictionaries(word, text, max_size=3)
+texts = st.lists(text, max_size=3).map(tuple)
+json = st.recursive(
+    st.none() | st.booleans() | counts | st.floats(-1e100, 1e100) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.dictionaries(text, json, max_size=3)
+
+
+def optional(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    return st.none() | strategy
+
+
+cpus = optional(st.floats(1e-6, 1e6) | st.integers(0, 100_000).map(lambda milli: milli / 1000))
+limits = st.builds(
+    Limits,
+    memory_bytes=optional(counts),
+    cpu_s=optional(positive),
+    output_bytes=optional(counts),
+    stack_bytes=optional(counts),
+    fuel=optional(counts),
+)
+profiles = st.builds(
+    MonitoringProfile,
+    enabled=st.booleans(),
+    interval=st.integers(1, 10**6).map(lambda milli: milli / 1000),
+    collect_cpu=st.booleans(),
+    history_size=counts,
+)
+metas = st.builds(
+    Meta,
+    name=word,
+    namespace=word,
+    uid=word,
+    labels=st.dictionaries(word, word, max_size=3),
+    annotations=maps,
+    created_at=moments,
+    updated_at=moments,
+    generation=st.integers(1, 9),
+    version=st.integers(0, 2**53),
+)
+task_specs = st.builds(
+    TaskSpec,
+    name=word,
+    function_name=text,
+    kind=st.sampled_from(["standard", "federated"]),
+    image_url=text,
+    file=st.binary(max_size=40),
+    inputs=texts,
+    cli_args=texts,
+    env=maps,
+    env_secrets=st.dictionaries(word, st.fixed_dictionaries({"name": word, "key": word}), max_size=2),
+    selector=st.builds(PropletSelector, optional(text), maps, texts, texts),
+    preferred_proplet_type=st.sampled_from(["any", "k8s"]),
+    resources=st.builds(Resources, cpus, optional(counts), st.dictionaries(word, st.just("1"), max_size=2)),
+    daemon=st.booleans(),
+    latent=st.booleans(),
+    broadcast=st.booleans(),
+    mode=optional(st.just("infer")),
+    monitoring_profile=optional(profiles),
+    restart_policy=optional(st.sampled_from(RestartPolicy)),
+    backoff_limit=optional(counts),
+    active_deadline_seconds=optional(positive),
+    ttl_seconds_after_finished=optional(counts),
+    pull_policy=optional(st.sampled_from(PullPolicy)),
+    limits=limits,
+    permissions=st.builds(
+        Permissions, st.lists(st.builds(DirectoryGrant, text, text, st.booleans()), max_size=2).map(tuple), texts, texts
+    ),
+    encrypted=st.booleans(),
+    kbs_resource_path=optional(text),
+    hal_storage_path=optional(text),
+    depends_on=texts,
+    run_if=optional(st.just("failure")),
+    workflow_id=optional(text),
+    job_id=optional(text),
+    schedule=optional(text),
+    timezone=optional(text),
+    is_recurring=st.booleans(),
+    suspend=st.booleans(),
+    concurrency_policy=optional(st.just("Forbid")),
+    starting_deadline_seconds=optional(positive),
+    priority=st.integers(0, 100),
+    metadata=objects,
+    held=st.booleans(),
+)
+conditions = st.lists(st.builds(Condition, word, st.booleans(), text, text, moments), max_size=2).map(tuple)
+task_statuses = st.builds(
+    TaskStatus,
+    phase=st.sampled_from(Phase),
+    proplet_id=optional(text),
+    attempt=counts,
+    failures=counts,
+    stop_requested=st.booleans(),
+    dispatched_at=moments,
+    started_at=moments,
+    finished_at=moments,
+    next_run=moments,
+    not_before=moments,
+    results=optional(text),
+    error=optional(text),
+    reason=optional(st.sampled_from(Reason)),
+    message=text,
+    exit_code=optional(st.integers(-(2**31), 2**31)),
+    resolved_image=optional(text),
+    usage=optional(
+        st.builds(
+            Usage, optional(positive), optional(counts), st.dictionaries(word, positive, max_size=2), optional(word)
+        )
+    ),
+    broadcast_results=st.lists(objects, max_size=2).map(tuple),
+    conditions=conditions,
+    observed_generation=counts,
+)
+tasks = st.builds(Task, metas, task_specs, task_statuses)
+connections = st.just({}) | st.fixed_dictionaries(
+    {"channelId": word},
+    optional={"clientId": word, "apiKeySecretRef": st.just({"name": "n", "key": "k"}), "mqttQos": st.integers(0, 2)},
+)
+proplets = st.builds(
+    Proplet,
+    metas,
+    st.builds(
+        PropletSpec,
+        type=st.sampled_from(["external", "k8s"]),
+        device_type=optional(text),
+        capabilities=texts,
+        resources=st.builds(Resources, cpus, optional(counts), st.just({}) | st.just({"gpu": "2"})),
+        connection=connections,
+        k8s=st.just({})
+        | st.fixed_dictionaries({"image": word}, optional={"replicas": st.integers(0, 9), "env": objects}),
+        declared=st.booleans(),
+    ),
+    st.builds(
+        PropletStatus,
+        phase=st.sampled_from(PropletPhase),
+        last_seen=moments,
+        metadata=optional(st.builds(Metadata, tags=texts, os=text, total_memory_bytes=counts)),
+        extensions=texts,
+        encodings=texts,
+        conditions=conditions,
+    ),
+)
