@@ -271,6 +271,6 @@ async def open_node(
 async def eventually(condition: Callable[[], bool], within: float = 8.0) -> None:
     """Wait until `condition` holds, looking whenever other things have had their turn."""
     with anyio.move_on_after(within if within < math.inf else None):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for is in other objects
             await anyio.sleep(0.005)
     assert condition()
