@@ -201,8 +201,8 @@ class Client:
 
         connection = self._connection(self._timeout_s)
         try:
-            response = self._send(connection, method, path, body, content_type)
-            payload = response.read()
+            with self._send(connection, method, path, body, content_type) as response:
+                payload = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
         finally:
@@ -217,10 +217,10 @@ class Client:
 
         connection = self._connection(_WATCH_TIMEOUT_S)
         try:
-            response = self._send(connection, "GET", path)
-            if response.status >= 400:
-                raise _refusal(response.status, _object(response.read()))
-            yield from _read_events(response)
+            with self._send(connection, "GET", path) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, _object(response.read()))
+                yield from _read_events(response)
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
         finally:

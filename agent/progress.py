@@ -9,7 +9,7 @@ from proplet.agent.ports import Stage
 from proplet.agent.render import size
 
 #: What is over before somebody could read it is not shown; rich is only loaded for what lasts longer.
-_DELAY_S: Final = 0.3
+DELAY_S: Final = 0.3
 
 
 class Progress(Protocol):
@@ -30,12 +30,12 @@ class Progress(Protocol):
         ...
 
 
-def progress(*, quiet: bool, stream: TextIO | None = None) -> Progress:
-    """Return the progress display that suits `stream` (standard error)."""
+def progress(*, quiet: bool, stream: TextIO | None = None, delay_s: float = DELAY_S) -> Progress:
+    """Return the display that suits `stream` (standard error); a bar appears after `delay_s` seconds."""
     stream = sys.stderr if stream is None else stream
     if quiet:
         return _Lines(None)
-    return _Bar(stream) if stream.isatty() else _Lines(stream)
+    return _Bar(stream, delay_s) if stream.isatty() else _Lines(stream)
 
 
 class _Lines:
@@ -64,8 +64,9 @@ class _Lines:
 class _Bar:
     """A bar that appears when the preparation lasts, and goes away with it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, delay_s: float) -> None:
         self._stream = stream
+        self._delay_s = delay_s
         self._began = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -73,7 +74,7 @@ class _Bar:
 
     def __call__(self, stage: Stage) -> None:
         if self._bar is None:
-            if time.monotonic() - self._began < _DELAY_S:
+            if time.monotonic() - self._began < self._delay_s:
                 return
             self._open()
         total = stage.bytes_total or None

@@ -13,12 +13,12 @@ from typing import Any
 Manifest = Mapping[str, Any]
 Cell = Callable[[Manifest, float], str]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
 
 def printable(text: str) -> str:
-    """Return text of a guest or a device without control characters: it must not steer the reader's terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Return text of a guest or a device without control and direction characters: it must not steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def one_line(value: Any) -> str:
@@ -268,5 +268,5 @@ def _plain(item: Any, now: float) -> str:
 
 
 def _title(key: str) -> str:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_-]", " ", key).split()
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_-]", " ", one_line(key)).split()
     return " ".join(word[:1].upper() + word[1:] for word in words)

@@ -1,0 +1,127 @@
+"""``proplet run``: the guest's output, its status, its cost; what cannot be run, and why."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from wasmtime import wat2wasm
+
+from tests.cli.command import Done, proplet_now
+
+ADD = '(func (export "main") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)'
+LOOP = '(func (export "main") (loop (br 0)))'
+WASI = '(import "wasi_snapshot_preview1" "{name}" (func ${name} {shape}))'
+EXIT = WASI.format(name="proc_exit", shape="(param i32)")
+FOUR = "(param i32 i32 i32 i32) (result i32)"
+# Says "out" on stdout and "err" on stderr, then ends with 7.
+SPEAK = f"""
+{WASI.format(name="fd_write", shape=FOUR)} {EXIT}
+(memory (export "memory") 1) (data (i32.const 64) "out\\nerr\\n")
+(data (i32.const 0) "\\40\\00\\00\\00\\04\\00\\00\\00") (data (i32.const 8) "\\44\\00\\00\\00\\04\\00\\00\\00")
+(func (export "_start")
+  (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))
+  (drop (call $fd_write (i32.const 2) (i32.const 8) (i32.const 1) (i32.const 32)))
+  (call $proc_exit (i32.const 7)))
+"""
+# Copies up to 1,000 bytes from stdin to stdout.
+CAT = f"""
+{WASI.format(name="fd_write", shape=FOUR)} {WASI.format(name="fd_read", shape=FOUR)}
+(memory (export "memory") 1) (data (i32.const 0) "\\40\\00\\00\\00\\e8\\03\\00\\00")
+(func (export "_start")
+  (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 4)))
+  (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32))))
+"""
+# Ends with the number of arguments or variables, or with the error of asking for a first directory.
+COUNT = f"""
+{WASI.format(name="NAME", shape="(param i32 i32) (result i32)")} {EXIT}
+(memory (export "memory") 1)
+(func (export "_start") (drop (call $NAME (i32.const 0) (i32.const 4))) (call $proc_exit (i32.load (i32.const 0))))
+"""
+DIRECTORY = f"""
+{WASI.format(name="fd_prestat_get", shape="(param i32 i32) (result i32)")} {EXIT}
+(memory (export "memory") 1)
+(func (export "_start") (call $proc_exit (call $fd_prestat_get (i32.const 3) (i32.const 0))))
+"""
+GROW = '(memory (export "memory") 1) (func (export "main") (result i32) (memory.grow (i32.const 100)))'
+
+
+def run(home: Path, text: str, *arguments: str, options: tuple[str, ...] = (), stdin: bytes = b"") -> Done:
+    path = home / "guest.wasm"
+    path.write_bytes(wat2wasm(f"(module {text})"))
+    return proplet_now(home, ["run", *options, path, *arguments], stdin)
+
+
+def test_a_functions_result_is_on_stdout_and_its_cost_on_stderr(home: Path) -> None:
+    code, out, err = run(home, ADD, "10", "32")
+    assert (code, out) == (0, "42\n")
+    assert err.splitlines()[0].startswith("compiling")
+    assert err.splitlines()[-1].startswith("compile ")
+    assert "(cold start), CPU " in err
+    assert "(warm start), CPU " in run(home, ADD, "10", "32").err
+
+
+def test_arguments_after_the_module_are_the_guests_even_with_a_dash(home: Path) -> None:
+    assert run(home, ADD, "-10", "-32", options=("-q",)) == (0, "-42\n", "")
+
+
+def test_a_commands_output_goes_where_it_went_and_its_status_is_ours(home: Path) -> None:
+    assert run(home, SPEAK, options=("--quiet",)) == (7, "out\n", "err\n")
+
+
+def test_standard_input_reaches_the_guest_when_asked_for(home: Path) -> None:
+    assert run(home, CAT, options=("-q", "-i"), stdin=b"over\n") == (0, "over\n", "")
+    assert run(home, CAT, options=("-q",), stdin=b"over\n") == (0, "", "")
+
+
+def test_arguments_variables_and_directories_reach_the_guest(home: Path) -> None:
+    assert run(home, COUNT.replace("NAME", "args_sizes_get"), "a", "b").code == 3
+    assert run(home, COUNT.replace("NAME", "environ_sizes_get"), options=("--env", "A=1", "--env", "B=")).code == 2
+    assert run(home, COUNT.replace("NAME", "environ_sizes_get")).code == 0
+    assert run(home, DIRECTORY, options=("--dir", f"{home}::/data")).code == 0
+    assert run(home, DIRECTORY).code == 8  # EBADF: there is none
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "code", "message"),
+    [
+        ('(func (export "main") unreachable)', (), 134, "unreachable"),
+        (LOOP, ("--timeout", "200ms"), 124, "ended after 0.2 s"),
+        (ADD, (), 1, "expected 2 arguments but got 0"),
+        (ADD, ("--invoke", "mian"), 1, "exports no function `mian`; did you mean `main`?; it exports main"),
+        (ADD, ("--timeout", "soon"), 2, "is no duration"),
+        (ADD, ("--memory", "much"), 2, "is no size"),
+        (ADD, ("--env", "A"), 2, "write NAME=VALUE"),
+        (ADD, ("--dir", "/nowhere::/x"), 2, "is no directory here"),
+        ('(import "env" "print" (func)) (func (export "main"))', (), 1, "env"),
+    ],
+)
+def test_what_ends_badly_has_a_status_and_a_reason(
+    home: Path, text: str, options: tuple[str, ...], code: int, message: str
+) -> None:
+    done = run(home, text, options=options)
+    assert (done.code, done.out) == (code, "")
+    assert message in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_memory_is_limited_as_asked(home: Path) -> None:
+    assert run(home, GROW, options=("-q",)).out == "1\n"
+    assert run(home, GROW, options=("-q", "--memory", "1Mi")).out == "-1\n"
+
+
+def test_what_is_no_module_is_said(home: Path) -> None:
+    (home / "half.wasm").write_bytes(wat2wasm(f"(module {ADD})")[:30])
+    (home / "text.wasm").write_text("hello")
+    for name in ("half.wasm", "text.wasm"):
+        code, out, err = proplet_now(home, ["run", "-q", name])
+        assert (code, out, err.count("\n")) == (1, "", 1)
+    assert proplet_now(home, ["run", "none.wasm"]) == (1, "", "proplet: error: none.wasm: No such file or directory\n")
+
+
+def test_a_registry_that_does_not_answer_is_said(home: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        code, out, err = proplet_now(home, ["run", "-q", f"127.0.0.1:{port}/math/add:1"])
+    assert (code, out) == (1, "")
+    assert err.startswith(f"proplet: error: registry 127.0.0.1:{port}")
