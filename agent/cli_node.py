@@ -5,12 +5,10 @@ import sys
 from pathlib import Path
 
 from proplet.agent.cli import OK
+from proplet.agent.config import FLAGS, read
 
 _FLAGS = {
-    "mqtt_address": "mqtt.address",
-    "domain_id": "mqtt.domain",
-    "channel_id": "mqtt.channel",
-    "client_id": "mqtt.client_id",
+    **{flag.replace("-", "_"): setting for setting, flag in FLAGS.items()},
     "client_key": "mqtt.client_key",
     "client_key_file": "mqtt.client_key_file",
     "log_level": "node.log_level",
@@ -21,13 +19,12 @@ def up(options: argparse.Namespace) -> int:
     """Run the node until it is told to end."""
     import logging
 
-    from proplet.agent.config import read
     from proplet.agent.systemd import configure_logging
 
     flags = {setting: getattr(options, flag) for flag, setting in _FLAGS.items() if getattr(options, flag) is not None}
     loaded = read(Path(options.config) if options.config else None, flags=flags)
-    level = {"warn": "warning"}.get(loaded.settings.node.log_level.value, loaded.settings.node.log_level.value)
-    configure_logging(getattr(logging, level.upper()))
+    # WARN and ERROR are names of logging's, too.
+    configure_logging(getattr(logging, loaded.settings.node.log_level.name))
     log = logging.getLogger(__name__)
     log.info("%s", f"configuration: {', '.join(map(str, loaded.files))}" if loaded.files else "no configuration file")
     for warning in loaded.warnings:

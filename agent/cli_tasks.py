@@ -73,7 +73,9 @@ def _logs(session: Session, options: argparse.Namespace) -> int:
         threading.Event().wait(_POLL_S)
         task = session.get("tasks", options.namespace, options.name)
     if not seen and not options.follow:
-        session.say(f"task {options.name} ({at(task, 'status.phase')}) has printed nothing that its proplet sent here")
+        session.say(f"no output of task {options.name} was sent here; it is {_phase(task)}")
+        if at(task, "status.results"):
+            session.say(f"it has results: proplet describe task {options.name}")
     return OK
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proplet.agent.config_check import check
-from proplet.agent.config_env import leaf, read_environment
+from proplet.agent.config_env import CREDENTIALS, leaf, read_environment
 from proplet.agent.config_files import (
     FileProblem,
     credentials_layer,
@@ -30,6 +30,14 @@ from proplet.agent.systemd import DirectoryError, directories
 
 DEFAULT = "default"
 THIS_MACHINE = "this machine"
+
+#: Flags whose names are not the last part of their setting: the reference's words.
+FLAGS: Mapping[str, str] = {
+    "mqtt.address": "mqtt-address",
+    "mqtt.domain": "domain-id",
+    "mqtt.channel": "channel-id",
+    "mqtt.client_id": "client-id",
+}
 
 #: sysexits.h, EX_CONFIG: the unit does not restart a node that ends with it.
 EXIT_CONFIG = 78
@@ -106,7 +114,11 @@ class _Sources:
     def read_files(self, path: Path | None) -> None:
         named = path or _named(self.environ)
         if named is not None:
-            self._read_file(named)
+            if path is None and not _exists(named) and _has_credentials(self.environ):
+                # The reference reads its file only for the sake of credentials; its users' variables name one anyway.
+                self.warnings.append(f"PROPLET_CONFIG_FILE: {named} does not exist; not needed for credentials")
+            else:
+                self._read_file(named)
             return
         try:
             usual = directories(self.environ).config / "proplet.toml"
@@ -137,7 +149,8 @@ class _Sources:
         self.switches = found.switches
         self.variables = found.settings
         for setting, text in flags.items():
-            given = Given(text, "--" + setting.rpartition(".")[2].replace("_", "-"), text=True, base=Path.cwd())
+            flag = FLAGS.get(setting) or setting.rpartition(".")[2].replace("_", "-")
+            given = Given(text, f"--{flag}", text=True, base=Path.cwd())
             self.variables = overlay(self.variables, leaf(setting, given))
         if not self.files and not self.problems:
             self._read_beside()
@@ -223,6 +236,11 @@ def _beside(given: Given | None, directory: str, name: str) -> Given:
 def _named(environ: Mapping[str, str]) -> Path | None:
     text = environ.get("PROPLET_CONFIG_FILE", "")
     return Path(text) if text and "\0" not in text else None
+
+
+def _has_credentials(environ: Mapping[str, str]) -> bool:
+    given = {path for key, path in CREDENTIALS.items() if environ.get(f"PROPLET_{key.upper()}")}
+    return given == set(CREDENTIALS.values())
 
 
 def _exists(path: Path) -> bool:

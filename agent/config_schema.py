@@ -23,6 +23,11 @@ class LogLevel(Enum):
     WARN = "warn"
     ERROR = "error"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "LogLevel | None":
+        """Take the words of other programs' levels, too."""
+        return {"trace": cls.DEBUG, "warning": cls.WARN}.get(str(value))
+
 
 @dataclass(frozen=True, slots=True)
 class NodeTable:

@@ -148,7 +148,7 @@ def test_config_show_prints_origins_and_no_secret(home: Path) -> None:
 def test_up_with_a_wrong_configuration_ends_with_78(home: Path) -> None:
     code, out, err = proplet_now(home, ["up", "--mqtt-address", "nonsense://x"])
     assert (code, out) == (78, "")
-    assert "proplet: error: --address: mqtt.address: MQTT address 'nonsense://x': unknown scheme" in err
+    assert "proplet: error: --mqtt-address: mqtt.address: MQTT address 'nonsense://x': unknown scheme" in err
     assert "mqtt.domain: is missing" in err
 
 

@@ -188,7 +188,7 @@ async def test_logs_go_where_the_guest_wrote_them(node: Node, home: Path) -> Non
     await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
     task = await record(node, "one", phase=Phase.COMPLETED)
     none = await proplet(home, "logs", "one")
-    assert none == (0, "", "task one (completed) has printed nothing that its proplet sent here\n")
+    assert none == (0, "", "no output of task one was sent here; it is completed\n")
     out = LogLines("pi", task.id, 1, "stdout", ("hello", "wor\x1bld"))
     node.control.logs[task.id] = [out, LogLines("pi", task.id, 1, "stderr", ("oops",))]
     assert await proplet(home, "logs", "one", "-f") == (0, "hello\nwor\N{REPLACEMENT CHARACTER}ld\n", "oops\n")

@@ -311,8 +311,8 @@ def test_a_socket_path_no_kernel_takes_is_refused(home: Path) -> None:
 
 
 def test_the_configuration_shown_is_one_that_gives_the_same_settings(home: Path) -> None:
-    text = "[mqtt]\ntimeout = 2.5\n[broker]\n[manager]\n[agent.limits]\ncpu = 'none'\n[registries.'r:1']\ninsecure = true\n"
-    first = read(write(home / "p.toml", text), environ(home))
+    text = "[mqtt]\ntimeout = 2.5\n[broker]\n[manager]\n[agent.limits]\ncpu = 'none'\n[registries.'r:1']\n"
+    first = read(write(home / "p.toml", text + "insecure = true\n"), environ(home))
     shown = write(home / "shown.toml", "\n".join(show(first.settings, first.origins)))
     second = read(shown, environ(home))
     assert second.settings == first.settings
@@ -324,3 +324,19 @@ def test_secrets_are_never_shown(home: Path) -> None:
     shown = "\n".join(show(loaded.settings, loaded.origins))
     assert "s3cret" not in shown
     assert 'client_key = "<redacted>"' in shown
+
+
+def test_a_file_that_is_not_there_is_not_missed_when_the_variables_say_it_all(home: Path) -> None:
+    env = environ(
+        home, PROPLET_CONFIG_FILE="config.toml", PROPLET_TENANT_ID="d", PROPLET_CHANNEL_ID="c", PROPLET_ENTITY_ID="p",
+        PROPLET_API_KEY="k", PROPLET_MQTT_ADDRESS="tcp://b",
+    )  # fmt: skip
+    loaded = read(None, env)
+    assert loaded.settings.node.id == "p"
+    assert loaded.warnings == ("PROPLET_CONFIG_FILE: config.toml does not exist; not needed for credentials",)
+    assert "cannot be read" in problems(None, {**env, "PROPLET_API_KEY": ""})
+
+
+@pytest.mark.parametrize(("word", "level"), [("TRACE", LogLevel.DEBUG), ("warning", LogLevel.WARN)])
+def test_other_programs_levels_are_understood(home: Path, word: str, level: LogLevel) -> None:
+    assert load(None, environ(home, PROPLET_LOG_LEVEL=word)).node.log_level is level
