@@ -8,7 +8,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proplet.agent.codec import to_plain
+from proplet.agent.wire import LogLines
 from proplet.manager import rules
 from proplet.manager.api_http import (
     JSON,
@@ -92,7 +92,16 @@ async def stop_task(context: Context, request: Request) -> Response:
 async def task_logs(context: Context, request: Request) -> Response:
     """Answer a task's last output lines, as its proplets sent them, oldest first."""
     task = await _task(context, request)
-    return reply({"items": [to_plain(lines) for lines in context.control.task_logs(task.id)]})
+    return reply({"items": [_logged(lines) for lines in context.control.task_logs(task.id)]})
+
+
+def _logged(lines: LogLines) -> dict[str, Any]:
+    return {
+        "proplet_id": lines.proplet_id,
+        "attempt": lines.attempt,
+        "stream": lines.stream,
+        "lines": list(lines.lines),
+    }
 
 
 def _key(request: Request) -> Key:

@@ -182,7 +182,6 @@ def schemas() -> dict[str, Schema]:
     }
     lines = {
         "proplet_id": _TEXT,
-        "task_id": _TEXT,
         "attempt": {"type": ["integer", "null"]},
         "stream": {"enum": ["stdout", "stderr"]},
         "lines": _list(_TEXT),
@@ -217,7 +216,7 @@ def schemas() -> dict[str, Schema]:
         "Applied": _object(
             {"items": _list(_object(applied, "kind", "namespace", "name", "action")), "dryRun": _FLAG}, "items"
         ),
-        "Logs": _object({"items": _list(_object(lines, "proplet_id", "task_id", "stream", "lines"))}, "items"),
+        "Logs": _object({"items": _list(_object(lines, "proplet_id", "attempt", "stream", "lines"))}, "items"),
         "Event": _object({"type": event_types, "version": _COUNT, "object": _ref("Manifest")}, "type", "version"),
         "Health": _object({"status": {"enum": ["pass", "warn", "fail"]}, "checks": {"type": "object"}}, "status"),
         "Node": _object(

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +27,7 @@ _HEAD_TIMEOUT_S: Final = 10.0
 _STALLED_S: Final = 30.0
 _KEEP_ALIVE_S: Final = 15
 _BACKLOG: Final = 128
+_SETUP_TURNS: Final = 5
 _SUN_PATH_BYTES: Final = 107  # unix(7): 108 with the final NUL
 
 
@@ -149,6 +151,11 @@ class Listener(uvicorn.Server):
         """Wait for `stop`, instead of uvicorn's ten wake-ups a second."""
         self._task_status.started()
         await self._stop.wait()
+        # asyncio drops a connection that it has accepted and not yet set up when its server closes, without closing it
+        # (seen with Python 3.11): accept no more, and let the loop set up what it has.
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        for _ in range(_SETUP_TURNS):
+            await anyio.lowlevel.checkpoint()
 
     def stop(self) -> None:
         """Accept nothing more, let requests under way finish, within the grace."""

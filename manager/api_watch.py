@@ -26,7 +26,7 @@ from proplet.manager.ports import Change, GoneError, StoreError
 _RETRY_MS: Final = 1000
 _BUFFERED_EVENTS: Final = 16
 _LONGEST_WRITE: Final = 64 * 1024
-# A proxy must not hold events back; and the end of the stream is the end of the connection, for the simplest of readers.
+# A proxy must not hold events back; the end of the stream is the end of the connection, for the simplest of readers.
 _HEADERS: Final = {"X-Accel-Buffering": "no", "Connection": "close"}
 
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.api.fakes import TOKEN, Node, open_node
 
 from proplet.manager.api import ApiSettings
+from tests.api.fakes import TOKEN, Node, open_node
 
 
 @pytest.fixture

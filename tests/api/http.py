@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio.to_thread
 
@@ -70,6 +70,12 @@ class Raw:
         self.socket = socket.socket(family)
         self.socket.settimeout(20)
         self.socket.connect(str(where) if isinstance(where, Path) else where)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
 
     async def read_until(self, end: bytes) -> bytes:
         """Read until `end` was seen, or the end of the stream."""

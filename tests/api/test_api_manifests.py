@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from tests.api.fakes import Node, open_node
-from tests.api.http import Answer, send
-from tests.api.test_api_tasks import is_error
 
 from proplet.agent.wire import LogLines
 from proplet.manager.model import Key, Kind, Task
 from proplet.manager.ports import StoreUnavailableError
 from proplet.manager.store_memory import MemoryStore
+from tests.api.fakes import Node, open_node
+from tests.api.http import Answer, send
+from tests.api.test_api_tasks import is_error
 
 pytestmark = pytest.mark.anyio
 

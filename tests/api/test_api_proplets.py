@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from tests.api.fakes import AwayStore, Node, open_node
-from tests.api.http import send
-from tests.api.test_api_tasks import create, is_error
 
 from proplet.agent.wire import Metadata, PropletMetrics
 from proplet.manager.api import ApiSettings
 from proplet.manager.model import Meta, Proplet, PropletPhase, PropletStatus
 from proplet.manager.ports import Liveness
+from tests.api.fakes import AwayStore, Node, open_node
+from tests.api.http import send
+from tests.api.test_api_tasks import create, is_error
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,12 @@ from urllib.parse import quote
 
 import anyio
 import pytest
-from tests.api.fakes import Node
-from tests.api.http import Answer, send
 
 from proplet.agent.wire import TaskMetrics
 from proplet.manager.model import Kind, Task
 from proplet.manager.phases import Phase
+from tests.api.fakes import Node
+from tests.api.http import Answer, send
 
 pytestmark = pytest.mark.anyio
 

@@ -8,13 +8,13 @@ from typing import Any, Self
 
 import anyio
 import pytest
-from tests.api.fakes import Node, open_node
-from tests.api.http import Raw, send
-from tests.api.test_api_tasks import is_error
 
 from proplet.manager.api import ApiSettings
 from proplet.manager.model import Key, Kind, Meta, Task, TaskSpec
 from proplet.manager.store_memory import MemoryStore
+from tests.api.fakes import Node, open_node
+from tests.api.http import Raw, send
+from tests.api.test_api_tasks import is_error
 
 pytestmark = pytest.mark.anyio
 
