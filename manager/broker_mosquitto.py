@@ -132,10 +132,11 @@ def command(program: str, config: Path) -> list[str]:
 
 
 def _started_at(pid: int) -> str | None:
-    """The kernel's start time of a process: with its pid it names one process and no later one."""
+    """The kernel's start time of a living process: with its pid it names one process and no later one."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else rest[18]
+    except (OSError, IndexError, ValueError):
         return None
 
 

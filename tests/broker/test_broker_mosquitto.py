@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC220, ASYNC240 - processes and /proc are what these tests are about
+# ruff: noqa: ASYNC220, ASYNC240, PT012 - processes and /proc are what these tests are about
 """mosquitto as our child: it comes back, it goes with us, and it is never somebody else's."""
 
 import os
