@@ -58,7 +58,7 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
     match signal:
         case Holds(proplet_id, attempt) if attempt in (None, status.attempt):
             if (entry := _open_entry(status, proplet_id)) is not None:
-                _contact(task, proplet_id, contacts, world, at).hear()
+                _contact(task, proplet_id, contacts, world, at).hear(at.mono, world.policy)
                 status = _with(status, {**entry, "phase": Phase.RUNNING.value})
                 return outcome.confirmed(status, at.wall)
         case Handed(_, attempt) if attempt == status.attempt:

@@ -182,7 +182,10 @@ class Controller:
         if task is None or task.spec.broadcast or task.status.phase is not Phase.RUNNING:
             return False
         contact = self._book.contacts(uid).known(signal.proplet_id, task.status.attempt)
-        return contact is not None and contact.heard and signal.attempt in (None, task.status.attempt)
+        if contact is None or not contact.heard or signal.attempt not in (None, task.status.attempt):
+            return False
+        contact.hear(self._monotonic(), self._policy)
+        return True
 
     def _unwanted(self, uid: str, proplet_id: str, attempt: int | None) -> None:
         self._errands.stop(proplet_id, stop_of(uid, proplet_id, attempt))

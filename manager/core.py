@@ -101,7 +101,7 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
     contact = contact_of(task, status.proplet_id, contacts, world, at)
     match signal:
         case Holds(proplet_id, attempt) if proplet_id == status.proplet_id and attempt in (None, status.attempt):
-            contact.hear()
+            contact.hear(at.mono, world.policy)
             return outcome.confirmed(status, at.wall)
         case Handed(proplet_id, attempt) if proplet_id == status.proplet_id and attempt == status.attempt:
             return outcome.confirmed(status, at.wall) if status.phase is Phase.SCHEDULED else status
@@ -197,7 +197,8 @@ def _wait(task: Task, message: str, fleet: Fleet, at: Moment) -> Decision:
     if at.mono < fleet.quiet_until:
         return Decision(wake=fleet.quiet_until, awaiting=True)
     told = task.status.message
-    if told and message != told and 0 <= at.wall - task.meta.updated_at < _TELL_EVERY_S:
+    waited = bool(told) and not told.endswith(outcome.PLACED_AGAIN)
+    if waited and message != told and 0 <= at.wall - task.meta.updated_at < _TELL_EVERY_S:
         return Decision(wake=at.mono + _TELL_EVERY_S, awaiting=True)
     return Decision(replace(task.status, message=message), awaiting=True)
 

@@ -6,9 +6,12 @@ know what is so. Times named `mono` are monotonic seconds, so that a Pi that lea
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 from proplet.agent.wire import Result, Start, Stop
 from proplet.manager.model import TaskStatus
+
+HELLOS_MISSED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +157,10 @@ class Contact:
         self.ask_at = mono + 1.0
         self.stop_at = mono + 1.0
 
-    def hear(self) -> None:
-        """The proplet holds it."""
-        self.heard, self.missing, self.sends, self.ask_at = True, False, 0, math.inf
+    def hear(self, mono: float, policy: Policy) -> None:
+        """The proplet holds it. Inventories are asked for all the time, so its word holds for a few of them only."""
+        self.heard, self.missing, self.sends = True, False, 0
+        self.ask_at = mono + HELLOS_MISSED * policy.hello_every_s
 
     def miss(self, mono: float, policy: Policy) -> None:
         """The proplet does not hold it; a result or the start may still be in flight."""

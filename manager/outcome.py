@@ -6,12 +6,15 @@ yet turn up, so its proplet stays written down; after a result that ends the att
 
 import json
 from dataclasses import replace
+from typing import Final
 
 from proplet.agent.codec import to_plain
 from proplet.agent.wire import FederatedUpdate, Reason, RestartPolicy, Result
 from proplet.manager.exchange import Policy
 from proplet.manager.model import Task, TaskStatus
 from proplet.manager.phases import TERMINAL, Happening, Phase, advance
+
+PLACED_AGAIN: Final = "it is placed again"
 
 
 def dispatched(task: Task, proplet_id: str | None, wall: float) -> TaskStatus:
@@ -130,7 +133,7 @@ def _again(task: Task, reason: Reason, text: str, policy: Policy, wall: float) -
         more = f"{text} (attempt {status.attempt}; {limit} repetitions are allowed)"
         return _final(status, Happening.FAILED, wall, reason=reason, error=more)
     delay = backoff(failures, policy)
-    message = f"attempt {status.attempt} ended without a result: {text}; it is placed again"
+    message = f"attempt {status.attempt} ended without a result: {text}; {PLACED_AGAIN}"
     return _pending(status, message, not_before=wall + delay if delay else 0.0)
 
 
