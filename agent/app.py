@@ -6,11 +6,14 @@ nothing waits for a network. `run` adds what a daemon owes its machine: signals,
 
 import fcntl
 import logging
+import math
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +112,9 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
         address = broker.address if broker else settings.mqtt.address
         if address is None:
             raise NodeError("no broker: set [mqtt] address, or run one here with a [broker] table")
-        socket_path = await _start_manager(settings, stack, address, identities)
+        socket_path = await _start_manager(
+            settings, stack, broker, _access(settings, identities, manager=True), address
+        )
         shell = await stack.enter_async_context(_open_agent(settings, address, _access(settings, identities)))
         yield Node(
             settings=settings,
@@ -194,15 +199,43 @@ async def _start_broker(
 
 
 async def _start_manager(
-    settings: NodeSettings, stack: AsyncExitStack, address: str, identities: "list[Identity]"
+    settings: NodeSettings, stack: AsyncExitStack, broker: "Broker | None", access: _Access, address: str
 ) -> Path | None:
+    """Run the manager, if there is to be one; return the path of its API's socket."""
     if settings.manager is None:
         return None
-    from proplet.agent.parts_manager import start_manager
+    from proplet.manager.api import ApiError, ApiSettings
+    from proplet.manager.api_routes import NodeState
+    from proplet.manager.app import ManagerSettings, open_manager
+    from proplet.manager.exchange import Policy
+    from proplet.manager.ports import StoreError
 
-    access = _access(settings, identities, manager=True)
-    link = parts.link_settings(settings, address, access.client_id, access.username, access.password)
-    return await start_manager(settings, stack, link)
+    given, api = settings.manager, settings.manager.api
+    services = ("agent", "broker", "manager") if broker else ("agent", "manager")
+    about = NodeState(version("proplet"), services, settings.node.id, broker_address=address, started_at=time.time())
+    wanted = ManagerSettings(
+        mqtt=parts.link_settings(settings, address, access.client_id, access.username, access.password),
+        topics=parts.topics_of(settings),
+        manager_id=access.client_id,
+        store=given.store,
+        manifests=(settings.node.manifests_dir,),
+        api=ApiSettings(
+            socket=given.socket,
+            host=api.host,
+            port=api.port,
+            token=api.token.reveal() if api.token else "",
+            allowed_hosts=api.allowed_hosts,
+            allowed_origins=api.allowed_origins,
+            tls_certificate=api.tls_cert_file,
+            tls_key=api.tls_key_file,
+        ),
+        policy=Policy(silence_s=given.liveliness_timeout_s, silent_deadline_s=given.default_deadline_s or math.inf),
+    )
+    try:
+        await stack.enter_async_context(open_manager(wanted, lambda: about))
+    except (StoreError, ApiError) as error:
+        raise NodeError(str(error)) from error
+    return given.socket
 
 
 @asynccontextmanager
@@ -264,20 +297,23 @@ def run(settings: NodeSettings) -> int:
     """Run the node until a signal ends it; return the exit code. Errors go to the log, one line each."""
     try:
         anyio.run(_serve, settings)
-    except BaseExceptionGroup as group:
-        errors = list(_leaves(group))
     except (NodeError, StorageError) as error:
-        errors = [error]
-    else:
-        return 0
-    expected = [error for error in errors if isinstance(error, (NodeError, StorageError))]
-    if len(expected) < len(errors):
-        for error in errors:
-            log.error("a part of the node has failed", exc_info=error)
+        return _explain([error])
+    except BaseExceptionGroup as group:
+        return _explain(list(_leaves(group)))
+    return 0
+
+
+def _explain(errors: Sequence[BaseException]) -> int:
+    """Log what ended the node and return its exit code. A defect of ours is shown with its traceback."""
+    defects = [error for error in errors if not isinstance(error, (NodeError, StorageError))]
+    for defect in defects:
+        log.error("a part of the node has failed", exc_info=defect)
+    if defects:
         return EXIT_SOFTWARE
-    for error in expected:
+    for error in errors:
         log.error("%s", error)
-    return EXIT_TEMPFAIL if any(isinstance(error, StorageError) for error in expected) else EXIT_UNAVAILABLE
+    return EXIT_TEMPFAIL if any(isinstance(error, StorageError) for error in errors) else EXIT_UNAVAILABLE
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -290,26 +326,26 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 async def _serve(settings: NodeSettings) -> None:
+    """Run the node until the first signal. It is then left in order, not cancelled: a goodbye needs the broker."""
     notifier = Notifier.from_environment()
+    ending = anyio.Event()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
-            scope = anyio.CancelScope()
 
-            async def node() -> None:
-                with scope:
-                    await _be_the_node(settings, notifier)
-                tasks.cancel_scope.cancel()
+            async def listen() -> None:
+                async for number in signals:
+                    if ending.is_set():
+                        os._exit(128 + number)  # asked twice: now
+                    log.info("%s: the node ends", signal.Signals(number).name)
+                    notifier.stopping("ending")
+                    ending.set()
 
-            tasks.start_soon(node, name="node")
-            async for number in signals:
-                if scope.cancel_called:
-                    os._exit(128 + number)  # asked twice: now
-                log.info("%s: the node ends", signal.Signals(number).name)
-                notifier.stopping("ending")
-                scope.cancel()
+            tasks.start_soon(listen, name="signals")
+            await _be_the_node(settings, notifier, ending)
+            tasks.cancel_scope.cancel()
 
 
-async def _be_the_node(settings: NodeSettings, notifier: Notifier) -> None:
+async def _be_the_node(settings: NodeSettings, notifier: Notifier, ending: anyio.Event) -> None:
     async with open_node(settings) as node:
         what = ", ".join(_roles(node))
         log.info("ready: %s; proplet %s, broker %s", what, settings.node.id, node.broker_address)
@@ -317,13 +353,12 @@ async def _be_the_node(settings: NodeSettings, notifier: Notifier) -> None:
             log.info("the API listens on %s", node.socket_path)
         notifier.ready(f"{what}; proplet {settings.node.id}")
         interval_s = watchdog_interval_s()
-        if interval_s is None:
-            await anyio.sleep_forever()
-            return
-        while True:
-            await node.alive()
-            notifier.watchdog()
-            await anyio.sleep(interval_s)
+        while not ending.is_set():
+            with anyio.move_on_after(interval_s or float("inf")):
+                await ending.wait()
+            if interval_s and not ending.is_set():
+                await node.alive()
+                notifier.watchdog()
 
 
 def _roles(node: Node) -> Iterator[str]:

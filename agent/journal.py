@@ -292,13 +292,13 @@ class SqliteJournal:
         )
 
     def _repeat(self, seq: int) -> int:
-        """A delivered message goes to the end of the queue again; one that still waits stays where it is."""
-        row = self._db.execute("SELECT sent, created_at, attempt, route, payload FROM outbox WHERE seq = ?", (seq,))
+        """A message goes to the end of the queue, delivered or not: it may be on its way at this very moment."""
+        row = self._db.execute("SELECT route, payload, created_at, attempt FROM outbox WHERE seq = ?", (seq,))
         found = row.fetchone()
-        if found is None or not found[0]:
+        if found is None:
             return seq
         self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
-        return self._post(found[3], found[4], found[1], found[2])
+        return self._post(*found)
 
     def _pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
         try:
