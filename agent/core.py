@@ -10,11 +10,11 @@ What it guarantees, if the shell keeps that order:
 * at most one attempt of a task is live; a newer one waits until the older has been stopped.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from proplet.agent import codec, wire
+from proplet.agent.attempts import Attempt, Attempts, attempt_number
 from proplet.agent.events import (
     Cancel,
     CommandRefused,
@@ -37,7 +37,6 @@ from proplet.agent.events import (
     SaveReply,
     SaveResend,
     SaveState,
-    StartKind,
     StartReceived,
     Step,
     StopReceived,
@@ -52,7 +51,6 @@ from proplet.agent.wire import Reason, RestartPolicy, Start
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 300.0
-DEFAULT_BACKOFF_LIMIT = 6
 
 # After these another try of the same module on the same device may end differently.
 _RETRYABLE = frozenset(
@@ -84,63 +82,29 @@ class CoreSettings:
     known_attempts: int = 4096
 
 
-@dataclass(slots=True)
-class _Attempt:
-    key: RunKey
-    start: Start
-    module_digest: str | None
-    payload_hash: str
-    received_at: float
-    state: State = State.ACCEPTED
-    since: float = 0.0
-    restarts: int = 0
-    not_before: float = 0.0
-    image_digest: str | None = None
-    start_kind: StartKind | None = None
-    stages: dict[str, float] = field(default_factory=dict)
-    ending: Reason = Reason.STOPPED  # why it is being stopped
-
-    @property
-    def policy(self) -> RestartPolicy | None:
-        return self.start.ext.restart_policy if self.start.ext else None
-
-    @property
-    def backoff_limit(self) -> int:
-        limit = self.start.ext.backoff_limit if self.start.ext else None
-        return DEFAULT_BACKOFF_LIMIT if limit is None else limit
-
-
 class Core:
     """All attempts this device holds, and the rules for them."""
 
     def __init__(self, settings: CoreSettings) -> None:
         self._settings = settings
-        self._attempts: dict[RunKey, _Attempt] = {}
-        self._runs: dict[str, list[RunKey]] = {}  # per task, unfinished runs, oldest first
-        self._waiting: OrderedDict[RunKey, None] = OrderedDict()  # accepted or backing off, in order of arrival
-        self._backing_off: set[RunKey] = set()
+        self._attempts = Attempts(settings.known_attempts)
         self._active = 0
-        self._finished: OrderedDict[RunKey, str] = OrderedDict()  # key to payload hash
-        self._newest: dict[str, int] = {}  # per task, the newest finished run still known
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
     def inventory(self) -> tuple[wire.InventoryItem, ...]:
         """Return every attempt that has not finished."""
-        return tuple(
-            wire.InventoryItem(a.key.task_id, self._attempt_number(a.start), a.state.value, a.since)
-            for a in self._attempts.values()
-        )
+        return tuple(wire.InventoryItem(a.key.task_id, a.number, a.state.value, a.since) for a in self._attempts)
 
     def running(self) -> Iterator[tuple[RunKey, Start, float]]:
         """Yield the runs whose guest is running: key, command, since when."""
-        for a in self._attempts.values():
+        for a in self._attempts:
             if a.state is State.RUNNING:
                 yield a.key, a.start, a.since
 
     def next_due(self) -> float | None:
         """Return when the next backoff ends, or None."""
-        return min((self._attempts[key].not_before for key in self._backing_off), default=None)
+        return self._attempts.next_due()
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -150,7 +114,7 @@ class Core:
     def recover(self, held: Recovered, now: float) -> Step:
         """Take over what the journal held; the outcomes it lacks are decided here."""
         for key, payload_hash in held.finished.items():
-            self._remember(key, payload_hash)
+            self._attempts.end(key, payload_hash)
         save: list[Save] = []
         then: list[Effect] = []
         for row in held.unfinished:
@@ -187,21 +151,21 @@ class Core:
         known = self._answer_known(event)
         if known is not None:
             return known
-        number = self._attempt_number(start)
-        key = RunKey(start.id, self._newest_run(start.id) + 1 if number is None else number)
-        attempt = _Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
+        number = attempt_number(start)
+        key = RunKey(start.id, self._attempts.newest_run(start.id) + 1 if number is None else number)
+        attempt = Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
         refused = _unsupported(start)
         if refused:
             return self._finish(attempt, Outcome(Reason.NOT_SUPPORTED, error=refused), now)
-        if key.run < self._newest_run(start.id):
-            text = f"attempt {key.run} came after attempt {self._newest_run(start.id)} and is not run"
+        if key.run < self._attempts.newest_run(start.id):
+            text = f"attempt {key.run} came after attempt {self._attempts.newest_run(start.id)} and is not run"
             return self._finish(attempt, Outcome(Reason.SUPERSEDED, error=text), now)
-        if len(self._waiting) >= self._settings.max_accepted:
-            text = f"{len(self._waiting)} tasks wait already; try another proplet, or later"
+        if self._attempts.waiting >= self._settings.max_accepted:
+            text = f"{self._attempts.waiting} tasks wait already; try another proplet, or later"
             return self._reply(start.id, number, Reason.OVERLOADED, text, now)
-        older = [self._supersede(self._attempts[k], now) for k in self._runs.get(start.id, ())]
-        self._hold(attempt)
-        self._wait(attempt)
+        older = [self._stop(a, Reason.SUPERSEDED, now) for a in self._attempts.of_task(start.id)]
+        self._attempts.hold(attempt)
+        self._attempts.wait(attempt)
         accepted = SaveAccepted(key, start, event.module_digest, event.payload_hash, now)
         return Step(
             (*(s for step in older for s in step.save), accepted), tuple(e for step in older for e in step.then)
@@ -209,18 +173,18 @@ class Core:
 
     def _answer_known(self, event: StartReceived) -> Step | None:
         """A start that was seen before is answered, not run."""
-        start, number = event.start, self._attempt_number(event.start)
+        start, number = event.start, attempt_number(event.start)
         if number is None:
-            if self._runs.get(start.id):
+            if self._attempts.of_task(start.id):
                 return Step(then=(Note("a second start of a running task is ignored", start.id),))
-            last = RunKey(start.id, self._newest.get(start.id, -1))
-            if event.duplicate and self._finished.get(last) == event.payload_hash:
-                return Step((SaveResend(last),), (Deliver(),))
+            last = self._attempts.last_ended(start.id)
+            if event.duplicate and last is not None and last[1] == event.payload_hash:
+                return Step((SaveResend(last[0]),), (Deliver(),))
             return None
         key = RunKey(start.id, number)
         if key in self._attempts:
             return Step(then=(TellInventory(),))
-        if key in self._finished:
+        if self._attempts.has_ended(key):
             return Step((SaveResend(key),), (Deliver(),))
         return None
 
@@ -228,9 +192,9 @@ class Core:
         key = RunKey(event.task_id, event.attempt if event.attempt is not None else -1)
         if key in self._attempts:
             return Step(then=(TellInventory(),))
-        if key in self._finished:
+        if self._attempts.has_ended(key):
             return Step((SaveResend(key),), (Deliver(),))
-        if event.attempt is None and self._runs.get(event.task_id):
+        if event.attempt is None and self._attempts.of_task(event.task_id):
             # A failed result would end, for the sender, the run that goes on.
             return Step(then=(Note(f"a command was refused: {event.detail}", event.task_id, warning=True),))
         step = self._reply(event.task_id, event.attempt, event.reason, event.detail, now)
@@ -240,24 +204,21 @@ class Core:
     def _on_stop(self, event: StopReceived, now: float) -> Step:
         save: list[Save] = []
         then: list[Effect] = []
-        runs = [self._attempts[k] for k in self._runs.get(event.task_id, ())]
+        runs = self._attempts.of_task(event.task_id)
         for attempt in runs:
-            number = self._attempt_number(attempt.start)
+            number = attempt.number
             if event.attempt is None or number is None or number == event.attempt:
                 step = self._stop(attempt, Reason.STOPPED, now)
                 save += step.save
                 then += step.then
         if not runs:
             known = RunKey(event.task_id, event.attempt if event.attempt is not None else -1)
-            if known in self._finished:  # the stop crossed the result: say again what became of it
+            if self._attempts.has_ended(known):  # the stop crossed the result: say again what became of it
                 return Step((SaveResend(known),), (Deliver(),))
             then.append(Note("a stop for a task that is not here is ignored", event.task_id))
         return Step(tuple(save), tuple(then))
 
-    def _supersede(self, attempt: _Attempt, now: float) -> Step:
-        return self._stop(attempt, Reason.SUPERSEDED, now)
-
-    def _stop(self, attempt: _Attempt, why: Reason, now: float) -> Step:
+    def _stop(self, attempt: Attempt, why: Reason, now: float) -> Step:
         if attempt.state is State.STOPPING:
             return Step()
         attempt.ending = why
@@ -296,7 +257,7 @@ class Core:
             return Step()
         return self._settle(attempt, event.outcome, now)
 
-    def _settle(self, attempt: _Attempt, outcome: Outcome, now: float) -> Step:
+    def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
         """An active attempt has come to rest: it is stopped, tried again, or finished."""
         self._active -= 1
         if attempt.state is State.STOPPING:
@@ -311,24 +272,24 @@ class Core:
         event = Life.SUCCEEDED if outcome.reason is Reason.OK else Life.FAILED
         return self._finish(attempt, outcome, now, event)
 
-    def _runs_again(self, attempt: _Attempt, outcome: Outcome) -> bool:
+    def _runs_again(self, attempt: Attempt, outcome: Outcome) -> bool:
         if attempt.policy in (None, RestartPolicy.NEVER):
             return False
         if outcome.reason is Reason.OK:
             return attempt.policy is RestartPolicy.ALWAYS and attempt.start.daemon
         return outcome.reason in _RETRYABLE and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit)
 
-    def _back_off(self, attempt: _Attempt, outcome: Outcome, now: float) -> Step:
+    def _back_off(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
         delay = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt.restarts, 20))
         attempt.restarts += 1
         attempt.state = advance(attempt.state, Life.RETRY)
         attempt.since, attempt.not_before = now, now + delay
-        self._wait(attempt)
+        self._attempts.wait(attempt)
         why = outcome.error or "it ended"
         note = Note(f"runs again in {delay:g} s (restart {attempt.restarts}): {why}", attempt.key.task_id, warning=True)
         return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, attempt.not_before),), (note,))
 
-    def _finish(self, attempt: _Attempt, outcome: Outcome, now: float, event: Life | None = None) -> Step:
+    def _finish(self, attempt: Attempt, outcome: Outcome, now: float, event: Life | None = None) -> Step:
         """The attempt's outcome, in the journal and the outbox at once. Without an event it never lived here."""
         state = State.FAILED if event is None else advance(attempt.state, event)
         assert state in TERMINAL
@@ -342,15 +303,14 @@ class Core:
             restarts=attempt.restarts,
             start_kind=attempt.start_kind,
         )
-        self._drop(attempt.key)
-        self._remember(attempt.key, attempt.payload_hash)
+        self._attempts.end(attempt.key, attempt.payload_hash)
         saved = SaveOutcome(attempt.key, state, now, attempt.payload_hash, Route.RESULTS.value, codec.encode(message))
         return Step((saved,), (Deliver(),))
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 
     def _recover_attempt(self, row: RecoveredAttempt, now: float) -> Step:
-        attempt = _Attempt(
+        attempt = Attempt(
             row.key,
             row.start,
             row.module_digest,
@@ -361,7 +321,7 @@ class Core:
             row.restarts,
             row.not_before,
         )
-        self._hold(attempt)
+        self._attempts.hold(attempt)
         if attempt.state is State.STOPPING:
             text = _ENDINGS[Reason.STOPPED].format(attempt.key.task_id)
             return self._finish(attempt, Outcome(Reason.STOPPED, error=text), now, Life.RESTARTED_NODE)
@@ -370,14 +330,14 @@ class Core:
             attempt.not_before = min(attempt.not_before, now + BACKOFF_MAX_S)
             if attempt.state is not State.WAITING:
                 attempt.state = State.ACCEPTED
-            self._wait(attempt)
+            self._attempts.wait(attempt)
             return Step()
         repeat = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
         if repeat and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit):
             attempt.state = advance(attempt.state, Life.RETRY)
             attempt.restarts += 1
             attempt.not_before = now
-            self._wait(attempt)
+            self._attempts.wait(attempt)
             note = Note("runs again: the node was restarted while it ran", attempt.key.task_id)
             return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, now),), (note,))
         text = _ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
@@ -387,20 +347,10 @@ class Core:
 
     def _admit(self, step: Step, now: float) -> Step:
         """Give free slots to whatever waited longest and may run now."""
-        if self._active >= self._settings.max_active or not self._waiting:
+        if not self._attempts.waiting:
             return step
         then: list[Effect] = []
-        chosen: list[_Attempt] = []
-        for key in self._waiting:
-            if self._active + len(chosen) >= self._settings.max_active:
-                break
-            attempt = self._attempts[key]
-            # Others back off, or an older attempt of the same task is still being stopped.
-            if attempt.not_before <= now and self._runs[key.task_id][0] == key:
-                chosen.append(attempt)
-        for attempt in chosen:
-            del self._waiting[attempt.key]
-            self._backing_off.discard(attempt.key)
+        for attempt in self._attempts.take(self._settings.max_active - self._active, now):
             if attempt.state is State.ACCEPTED:
                 attempt.stages["queue"] = max(0.0, now - attempt.received_at)
             attempt.state = advance(attempt.state, Life.PREPARE)
@@ -408,40 +358,6 @@ class Core:
             self._active += 1
             then.append(Prepare(attempt.key, attempt.start, attempt.module_digest))
         return replace(step, then=(*step.then, *then)) if then else step
-
-    def _wait(self, attempt: _Attempt) -> None:
-        self._waiting[attempt.key] = None
-        if attempt.state is State.WAITING:
-            self._backing_off.add(attempt.key)
-
-    def _hold(self, attempt: _Attempt) -> None:
-        self._attempts[attempt.key] = attempt
-        self._runs.setdefault(attempt.key.task_id, []).append(attempt.key)
-
-    def _drop(self, key: RunKey) -> None:
-        self._attempts.pop(key, None)
-        self._waiting.pop(key, None)
-        self._backing_off.discard(key)
-        runs = self._runs.get(key.task_id, [])
-        if key in runs:
-            runs.remove(key)
-        if not runs:
-            self._runs.pop(key.task_id, None)
-
-    def _remember(self, key: RunKey, payload_hash: str) -> None:
-        self._finished[key] = payload_hash
-        self._newest[key.task_id] = max(key.run, self._newest.get(key.task_id, -1))
-        while len(self._finished) > self._settings.known_attempts:
-            old, _ = self._finished.popitem(last=False)
-            if self._newest.get(old.task_id) == old.run:
-                del self._newest[old.task_id]
-
-    def _newest_run(self, task_id: str) -> int:
-        live = (k.run for k in self._runs.get(task_id, ()))
-        return max(max(live, default=-1), self._newest.get(task_id, -1))
-
-    def _attempt_number(self, start: Start) -> int | None:
-        return start.ext.attempt if start.ext else None
 
     def _reply(self, task_id: str, attempt: int | None, reason: Reason, text: str, now: float) -> Step:
         message = wire.Result(

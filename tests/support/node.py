@@ -28,7 +28,7 @@ class NodeEndedError(AssertionError):
     """The process ended where it should have run; holds its exit code and its log."""
 
     def __init__(self, code: int, log: str) -> None:
-        super().__init__(f"the node ended with {code}:\n{log}")
+        super().__init__(f"the node ended with {code}:\n{log[-4000:]}")
         self.code = code
         self.log = log
 
@@ -88,7 +88,7 @@ class NodeProcess:
                 with contextlib.suppress(TimeoutError):
                     if b"READY=1" in listener.recv(4096):
                         return
-            raise AssertionError(f"the node is not ready after {READY_S} s:\n{self.log}")
+            raise AssertionError(f"the node is not ready after {READY_S} s:\n{self.log[-4000:]}")
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -108,7 +108,7 @@ class NodeProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(f"the node did not end at {sig.name}:\n{self.log}") from None
+            raise AssertionError(f"the node did not end at {sig.name}:\n{self.log[-4000:]}") from None
 
     def __enter__(self) -> Self:
         self.start()

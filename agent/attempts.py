@@ -1,0 +1,154 @@
+"""The attempts a device holds: which are live, which wait for a slot and in what order, which ended not long ago.
+
+Pure bookkeeping for `core`, which decides; nothing here changes a state.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proplet.agent.events import RunKey, StartKind
+from proplet.agent.lifecycle import State
+from proplet.agent.wire import Reason, RestartPolicy, Start
+
+DEFAULT_BACKOFF_LIMIT = 6
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt that has not ended."""
+
+    key: RunKey
+    start: Start
+    module_digest: str | None
+    payload_hash: str
+    received_at: float
+    state: State = State.ACCEPTED
+    since: float = 0.0
+    restarts: int = 0
+    not_before: float = 0.0
+    image_digest: str | None = None
+    start_kind: StartKind | None = None
+    stages: dict[str, float] = field(default_factory=dict)  # wall seconds
+    ending: Reason = Reason.STOPPED  # why it is being stopped
+
+    @property
+    def number(self) -> int | None:
+        """The attempt's number on the wire; None from peers that send none."""
+        return attempt_number(self.start)
+
+    @property
+    def policy(self) -> RestartPolicy | None:
+        """Its restart policy; None where the peer named none."""
+        return self.start.ext.restart_policy if self.start.ext else None
+
+    @property
+    def backoff_limit(self) -> int:
+        """How often it may be run again."""
+        limit = self.start.ext.backoff_limit if self.start.ext else None
+        return DEFAULT_BACKOFF_LIMIT if limit is None else limit
+
+
+def attempt_number(start: Start) -> int | None:
+    """Return the attempt a start names, None where its sender knows none."""
+    return start.ext.attempt if start.ext else None
+
+
+class Attempts:
+    """All of them. `known` ended ones are remembered."""
+
+    def __init__(self, known: int) -> None:
+        self._known = known
+        self._live: dict[RunKey, Attempt] = {}
+        self._runs: dict[str, list[RunKey]] = {}  # per task, live runs, oldest first
+        self._waiting: OrderedDict[RunKey, None] = OrderedDict()  # accepted or backing off, in order of arrival
+        self._backing_off: set[RunKey] = set()
+        self._ended: OrderedDict[RunKey, str] = OrderedDict()  # key to payload hash
+        self._newest: dict[str, int] = {}  # per task, the newest ended run still known
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(self._live.values())
+
+    def __contains__(self, key: RunKey) -> bool:
+        return key in self._live
+
+    def get(self, key: RunKey) -> Attempt | None:
+        """Return a live attempt."""
+        return self._live.get(key)
+
+    def of_task(self, task_id: str) -> list[Attempt]:
+        """Return a task's live attempts, oldest first."""
+        return [self._live[key] for key in self._runs.get(task_id, ())]
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot or the end of a backoff."""
+        return len(self._waiting)
+
+    def next_due(self) -> float | None:
+        """Return when the next backoff ends, or None."""
+        return min((self._live[key].not_before for key in self._backing_off), default=None)
+
+    def hold(self, attempt: Attempt) -> None:
+        """Take a live attempt in; its state is what recovery or acceptance says."""
+        self._live[attempt.key] = attempt
+        self._runs.setdefault(attempt.key.task_id, []).append(attempt.key)
+
+    def wait(self, attempt: Attempt) -> None:
+        """Queue a live attempt, which is accepted or backs off."""
+        self._waiting[attempt.key] = None
+        if attempt.state is State.WAITING:
+            self._backing_off.add(attempt.key)
+
+    def take(self, most: int, now: float) -> list[Attempt]:
+        """Take out of the queue, oldest first, at most so many that may go on now."""
+        chosen: list[Attempt] = []
+        if most > 0:
+            for key in self._waiting:
+                attempt = self._live[key]
+                # Others back off, or an older attempt of the same task is still being stopped.
+                if attempt.not_before <= now and self._runs[key.task_id][0] == key:
+                    chosen.append(attempt)
+                    if len(chosen) == most:
+                        break
+        for attempt in chosen:
+            del self._waiting[attempt.key]
+            self._backing_off.discard(attempt.key)
+        return chosen
+
+    def end(self, key: RunKey, payload_hash: str) -> None:
+        """Remember an attempt as ended; it is live no more, if it ever was."""
+        self._live.pop(key, None)
+        self._waiting.pop(key, None)
+        self._backing_off.discard(key)
+        runs = self._runs.get(key.task_id, [])
+        if key in runs:
+            runs.remove(key)
+        if not runs:
+            self._runs.pop(key.task_id, None)
+        self._ended[key] = payload_hash
+        self._newest[key.task_id] = max(key.run, self._newest.get(key.task_id, -1))
+        while len(self._ended) > self._known:
+            old, _ = self._ended.popitem(last=False)
+            if self._newest.get(old.task_id) == old.run:
+                del self._newest[old.task_id]
+
+    def has_ended(self, key: RunKey) -> bool:
+        """Whether an attempt is known to have ended."""
+        return key in self._ended
+
+    def last_ended(self, task_id: str) -> tuple[RunKey, str] | None:
+        """Return the newest ended run of a task and the hash of its command."""
+        run = self._newest.get(task_id)
+        if run is None:
+            return None
+        key = RunKey(task_id, run)
+        return key, self._ended[key]
+
+    def newest_run(self, task_id: str) -> int:
+        """Return the highest run of a task that is known, live or ended; -1 if there is none."""
+        live = (key.run for key in self._runs.get(task_id, ()))
+        return max(max(live, default=-1), self._newest.get(task_id, -1))
