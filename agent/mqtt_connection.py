@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
 _RECEIVE_BYTES = 64 * 1024
+_BUFFER_BYTES = 8 * 1024
 _HEAD_BYTES = 2 + 0xFFFF + 2
 """Longest topic and packet id in front of a payload: what is kept of a packet that is too large."""
 
@@ -69,6 +70,7 @@ class Connection:
         self._writing = False
         self._early: list[Delivery] | None = []  # what comes before the subscriptions are granted
         self._too_large: set[int] = set()
+        self._buffer = memoryview(b"")
         self._published: dict[int, tuple[Future[None], float]] = {}
         self._arrived: dict[int, tuple[int, bool]] = {}  # packet id: its QoS, and whether our user has acknowledged
 
@@ -186,6 +188,8 @@ class Connection:
         paho._create_socket = lambda: transport
         paho._sock_recv = self._receive
         self._paho_receive = type(paho)._sock_recv.__get__(paho)
+        paho.loop_read = self._read_all
+        self._paho_loop_read = type(paho).loop_read.__get__(paho)
         paho.on_message = self._on_message
         paho.on_publish = self._on_publish
         paho.on_subscribe = self._on_subscribe
@@ -303,7 +307,7 @@ class Connection:
             self.acknowledge(message.mid)
 
     def _receive(self, size: int) -> bytes:
-        """Read like paho, but in pieces, and of a packet above the limit keep only its head and last piece."""
+        """Read for paho, which asks byte by byte; of a packet above the limit keep only its head and last piece."""
         packet = self._paho._in_packet
         if packet["have_remaining"] and packet["remaining_length"] > self._settings.max_packet_bytes:
             body = packet["packet"]
@@ -312,8 +316,20 @@ class Connection:
                     at = 2 + int.from_bytes(body[:2])
                     self._too_large.add(int.from_bytes(body[at : at + 2]))
                 del body[_HEAD_BYTES:]
-        data: bytes = self._paho_receive(min(size, _RECEIVE_BYTES))
+        if size >= _BUFFER_BYTES and not self._buffer:
+            piece: bytes = self._paho_receive(min(size, _RECEIVE_BYTES))
+            return piece
+        if not self._buffer:
+            self._buffer = memoryview(self._paho_receive(_BUFFER_BYTES))
+        data, self._buffer = bytes(self._buffer[:size]), self._buffer[size:]
         return data
+
+    def _read_all(self) -> int:
+        """Handle whatever has been read: the socket does not become readable for what is in our buffer."""
+        code: int = self._paho_loop_read()
+        while self._buffer and self._paho._sock is not None:
+            code = self._paho_loop_read()
+        return code
 
     def _on_want_write(self, *_paho: Any) -> None:
         self._loop.call_soon(self._flush)
@@ -343,7 +359,7 @@ def paho_of(client: aiomqtt.Client) -> Any:
         RuntimeError: it is not as we know it.
     """
     paho = getattr(client, "_client", None)
-    needed = ("ack", "manual_ack_set", "_create_socket", "_sock_recv", "_sock_close", "_sock")
+    needed = ("ack", "manual_ack_set", "loop_read", "_create_socket", "_sock_recv", "_sock_close", "_sock")
     missing = [name for name in needed if not hasattr(paho, name)]
     missing += [name for name in ("_connected", "_disconnected", "_misc_task") if not hasattr(client, name)]
     if missing:
