@@ -48,6 +48,8 @@ class ApiSettings:
         max_connections: per listener; one more gets a 503.
         max_watchers: open watches in all.
         request_timeout_s: the most an answer may take, and a body to arrive; watches excepted.
+        head_timeout_s: the most a request's head may take to arrive.
+        stall_timeout_s: after this a peer that does not read its answer loses its connection.
         heartbeat_s: how often a quiet watch says that it is alive.
     """
 
@@ -63,6 +65,8 @@ class ApiSettings:
     max_connections: int = 128
     max_watchers: int = 64
     request_timeout_s: float = 60.0
+    head_timeout_s: float = 10.0
+    stall_timeout_s: float = 30.0
     heartbeat_s: float = 15.0
 
     def check(self) -> None:
@@ -156,22 +160,23 @@ def _context(settings: ApiSettings, store: Store, control: Control, node: "Calla
 
 def _listen(settings: ApiSettings, app: "Application", sockets: ExitStack) -> "tuple[Api, list[Listener]]":
     from proplet.manager.api_guard import DoorRules, Guard
-    from proplet.manager.api_server import Listener, ListenError, Tls, remove_socket, tcp_socket, unix_socket
+    from proplet.manager.api_server import Listener, ListenError, Patience, Tls, remove_socket, tcp_socket, unix_socket
 
+    patience = Patience(settings.max_connections, settings.head_timeout_s, settings.stall_timeout_s, _GRACE_S)
     listeners: list[Listener] = []
     address = url = None
     try:
         if settings.socket is not None:
             sock = sockets.enter_context(closing(unix_socket(settings.socket)))
             sockets.callback(remove_socket, settings.socket, settings.socket.stat())
-            listeners.append(Listener(Guard(app, None), sock, settings.max_connections, _GRACE_S, None))
+            listeners.append(Listener(Guard(app, None), sock, patience, None))
         if settings.host is not None:
             tls = None
             if settings.tls_certificate is not None and settings.tls_key is not None:
                 tls = Tls(settings.tls_certificate, settings.tls_key)
             sock = sockets.enter_context(closing(tcp_socket(settings.host, settings.port)))
             rules = DoorRules.build(settings.token, settings.host, settings.allowed_hosts, settings.allowed_origins)
-            listeners.append(Listener(Guard(app, rules), sock, settings.max_connections, _GRACE_S, tls))
+            listeners.append(Listener(Guard(app, rules), sock, patience, tls))
             host, port = sock.getsockname()[:2]
             address = (host, port)
             url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

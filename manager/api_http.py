@@ -8,12 +8,13 @@ import json
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import anyio
+import anyio.lowlevel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -34,6 +35,8 @@ MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
 _MAX_OFFSET: Final = 2**53
 _RETRY_AFTER_S: Final = 5
+_ITEMS_AT_ONCE: Final = 25
+_Item = TypeVar("_Item")
 
 
 class ProblemError(Exception):
@@ -286,6 +289,16 @@ def flag(request: Request, name: str) -> bool:
     if text not in {"true", "false", "1", "0", ""}:
         raise invalid(f"{name} must be true or false")
     return text in {"true", "1", ""}
+
+
+async def rendered(items: Iterable[_Item], render: Callable[[_Item], Any]) -> list[Any]:
+    """Return what `render` makes of each item, letting others run in between: a long list takes its time."""
+    out = []
+    for number, item in enumerate(items, 1):
+        out.append(render(item))
+        if number % _ITEMS_AT_ONCE == 0:
+            await anyio.lowlevel.checkpoint()
+    return out
 
 
 # --- versions ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from proplet.manager.api_http import (
     parse_json,
     problem_of,
     read_body,
+    rendered,
     reply,
     unsupported,
 )
@@ -56,8 +57,8 @@ async def list_resources(context: Context, request: Request) -> Response:
     """Answer every resource of a kind as a manifest, with the version a watch can go on from."""
     listing = await context.store.list(kind_of(request.path_params["kind"]))
     namespace = request.query_params.get("namespace")
-    items = [to_manifest(item) for item in listing.items if namespace in {None, item.meta.namespace}]
-    return reply({"items": items, "version": listing.version})
+    wanted = [item for item in listing.items if namespace in {None, item.meta.namespace}]
+    return reply({"items": await rendered(wanted, to_manifest), "version": listing.version})
 
 
 async def get_resource(context: Context, request: Request) -> Response:

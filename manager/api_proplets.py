@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proplet.agent.codec import rfc3339, to_plain
-from proplet.manager.api_http import ProblemError, check_version, invalid, page, reply
+from proplet.manager.api_http import ProblemError, check_version, invalid, page, rendered, reply
 from proplet.manager.api_routes import PAGING, Context, Operation
 from proplet.manager.api_sdf import description
 from proplet.manager.model import Kind, Proplet
@@ -20,7 +20,7 @@ async def list_proplets(context: Context, request: Request) -> Response:
         raise invalid("status must be active or inactive")
     known = [(item, context.control.liveness(item.id)) for item in await _all(context)]
     chosen = [pair for pair in known if not status or pair[1].alive == (status == "active")]
-    shown = [proplet_to_rest(proplet, liveness) for proplet, liveness in wanted.of(chosen)]
+    shown = await rendered(wanted.of(chosen), lambda pair: proplet_to_rest(*pair))
     return reply(wanted.body("proplets", shown, len(chosen)))
 
 

@@ -23,8 +23,6 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _MAX_HEAD_BYTES: Final = 32 * 1024
-_HEAD_TIMEOUT_S: Final = 10.0
-_STALLED_S: Final = 30.0
 _KEEP_ALIVE_S: Final = 15
 _BACKLOG: Final = 128
 _SETUP_TURNS: Final = 5
@@ -43,6 +41,26 @@ class Tls:
     key: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What a listener puts up with: connections at once, and seconds.
+
+    `head_s` is for a request's head to arrive, `stalled_s` for a peer that does not read, `grace_s` for requests under
+    way at the end.
+    """
+
+    max_connections: int = 128
+    head_s: float = 10.0
+    stalled_s: float = 30.0
+    grace_s: int = 3
+
+
+class _Config(uvicorn.Config):
+    """uvicorn's configuration, with our deadlines for its connections."""
+
+    patience = Patience()
+
+
 class _Deadline:
     """Ends a connection unless it is put off in time."""
 
@@ -57,13 +75,14 @@ class _Deadline:
 class _Connection(H11Protocol):
     """One HTTP/1.1 connection with deadlines for the request's head and for a peer that does not read."""
 
+    config: _Config
     _head: _Deadline | None = None
     _stall: _Deadline | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._head = _Deadline(self, _HEAD_TIMEOUT_S)
+        self._head = _Deadline(self, self.config.patience.head_s)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; once they make up a request's head, its deadline is off."""
@@ -77,12 +96,12 @@ class _Connection(H11Protocol):
         if self.conn.their_state is h11.IDLE:
             if self._head is not None:
                 self._head.off()
-            self._head = _Deadline(self, _KEEP_ALIVE_S + _HEAD_TIMEOUT_S)
+            self._head = _Deadline(self, _KEEP_ALIVE_S + self.config.patience.head_s)
 
     def pause_writing(self) -> None:
         """Give a peer that does not read a last chance."""
         super().pause_writing()
-        self._stall = _Deadline(self, _STALLED_S)
+        self._stall = _Deadline(self, self.config.patience.stalled_s)
 
     def resume_writing(self) -> None:
         """Go on: the peer reads."""
@@ -101,9 +120,11 @@ class _Connection(H11Protocol):
 class Listener(uvicorn.Server):
     """uvicorn on one socket, until `stop`."""
 
-    def __init__(self, app: Any, sock: socket.socket, max_connections: int, grace_s: int, tls: Tls | None) -> None:
+    config: _Config
+
+    def __init__(self, app: Any, sock: socket.socket, patience: Patience, tls: Tls | None) -> None:
         super().__init__(
-            uvicorn.Config(
+            _Config(
                 app,
                 http=_Connection,
                 loop="none",
@@ -116,15 +137,16 @@ class Listener(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                limit_concurrency=max_connections,
+                limit_concurrency=patience.max_connections,
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=grace_s,
+                timeout_graceful_shutdown=patience.grace_s,
                 h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
                 ssl_certfile=tls.certificate if tls else None,
                 ssl_keyfile=tls.key if tls else None,
             )
         )
+        self.config.patience = patience
         self._socket = sock
         self._stop = anyio.Event()
         self._scope = anyio.CancelScope(shield=True)

@@ -22,6 +22,7 @@ from proplet.manager.api_http import (
     parse_json,
     read_body,
     read_object,
+    rendered,
     reply,
     unsupported,
 )
@@ -43,7 +44,7 @@ async def list_tasks(context: Context, request: Request) -> Response:
     wanted = page(request)
     matches = _metadata_filter(request.query_params.get("metadata"))
     tasks = [item for item in (await context.store.list(Kind.TASK)).items if isinstance(item, Task) and matches(item)]
-    shown = [task_to_rest(task) for task in wanted.of(tasks)]
+    shown = await rendered(wanted.of(tasks), task_to_rest)
     return reply(wanted.body("tasks", shown, len(tasks)))
 
 

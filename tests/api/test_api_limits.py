@@ -85,6 +85,14 @@ async def test_what_is_no_http_is_refused(node: Node, rubbish: bytes) -> None:
     assert (await send(node.socket, "GET", "/tasks")).status == 200
 
 
+async def test_a_head_that_never_ends_is_not_waited_for(settings: ApiSettings) -> None:
+    async with open_node(replace(settings, head_timeout_s=0.1)) as node:
+        for beginning in (b"", b"GET /ta", b"GET /tasks HTTP/1.1\r\nHost: x\r\n"):
+            with Raw(node.socket) as raw:
+                raw.socket.sendall(beginning)
+                assert await raw.read_until(b"never") == b""
+
+
 async def test_one_connection_too_many_is_told_so(settings: ApiSettings) -> None:
     async with open_node(replace(settings, max_connections=3)) as node:
         idle = [Raw(node.socket) for _ in range(3)]

@@ -159,13 +159,28 @@ async def test_closing_the_api_ends_watches_at_once(settings: ApiSettings) -> No
     stream.close()
 
 
-async def test_a_reader_that_does_not_read_neither_blocks_writers_nor_hoards_memory(node: Node) -> None:
+async def change_a_lot(node: Node, task: Task, times: int) -> None:
+    for number in range(times):
+        written = await node.store.put(replace(task, spec=replace(task.spec, inputs=(f"{number}" * 5000,))))
+        assert isinstance(written, Task)
+        task = written
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_a_reader_that_does_not_read_blocks_nobody(node: Node) -> None:
     task = await put(node, "a")
     with Stream(node.socket, "kind=tasks") as stream:
         await stream.next()
-        for number in range(300):
-            written = await node.store.put(replace(task, spec=replace(task.spec, inputs=(f"{number}" * 5000,))))
-            assert isinstance(written, Task)
-            task = written
-            await anyio.lowlevel.checkpoint()
+        await change_a_lot(node, task, 300)
         assert (await send(node.socket, "GET", "/health")).status == 200
+
+
+async def test_a_reader_that_does_not_read_loses_its_connection(settings: ApiSettings) -> None:
+    async with open_node(replace(settings, stall_timeout_s=0.1)) as node:
+        task = await put(node, "a")
+        with Stream(node.socket, "kind=tasks") as stream:
+            await stream.next()
+            await change_a_lot(node, task, 300)
+            with anyio.fail_after(10):
+                while await watchers(node):  # each question is a turn of the loop
+                    pass
