@@ -1,11 +1,11 @@
 """mosquitto as a supervised child: its configuration, its life, and what an earlier one left behind."""
 
 import base64
-import getpass
 import hashlib
 import json
 import logging
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -59,8 +59,7 @@ def acl_lines(identities: Sequence[Identity], domain: str, channel: str) -> list
 def config_lines(settings: BrokerSettings, directory: Path, port: int, local_port: int) -> list[str]:
     """The configuration. Listeners without anonymous access, bounded queues, few writes to flash."""
     lines = [
-        # As root it would become the user `mosquitto`, who cannot read our files and outlives us.
-        f"user {getpass.getuser()}",
+        *_user(),
         "per_listener_settings false",
         "allow_anonymous false",
         f"password_file {directory / 'passwords'}",
@@ -88,6 +87,14 @@ def config_lines(settings: BrokerSettings, directory: Path, port: int, local_por
         if settings.tls.ca_file is not None:
             lines += [f"cafile {settings.tls.ca_file}", "require_certificate true"]
     return lines
+
+
+def _user() -> list[str]:
+    """As root, mosquitto would become the user `mosquitto`, who cannot read our files and outlives us."""
+    try:
+        return [f"user {pwd.getpwuid(os.geteuid()).pw_name}"]
+    except KeyError:
+        return []  # a container's user without a name; it cannot change users anyway
 
 
 def _listener(port: int, host: str, settings: BrokerSettings) -> list[str]:

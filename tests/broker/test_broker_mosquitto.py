@@ -6,14 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from proplet.agent.mqtt import parse_address
-from proplet.manager.broker import BrokerError, BrokerSettings, open_broker
+from proplet.agent.mqtt import Disconnected, MqttSettings, parse_address
+from proplet.manager.broker import BrokerError, BrokerSettings, TlsFiles, open_broker
 from tests.broker.raw_client import RawClient
+from tests.mqtt.certificates import make_certificates
+from tests.mqtt.link_probe import linked
 from tests.support.mosquitto import CHANNEL, DOMAIN, IDENTITIES, MANAGER, free_port, mosquitto_program
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
@@ -155,6 +158,26 @@ async def test_its_files_are_only_for_us(tmp_path: Path) -> None:
         for name in ("mosquitto.conf", "passwords", "acl", "pid.json"):
             assert (tmp_path / "mosquitto" / name).stat().st_mode & 0o777 == 0o600, name
         assert "secret" not in (tmp_path / "mosquitto" / "passwords").read_text()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+async def test_with_a_certificate_it_serves_the_network_by_tls_and_the_node_on_loopback(
+    tmp_path: Path, host: str
+) -> None:
+    made, port = make_certificates(tmp_path / "tls"), free_port()
+    tls = TlsFiles(made / "server.pem", made / "server.key", made / "ca.pem")
+    settings = BrokerSettings(tmp_path / "state", DOMAIN, CHANNEL, engine="mosquitto", host=host, port=port, tls=tls)
+    manager = MqttSettings(client_id="manager", username="manager", password=MANAGER.password, backoff_max_s=0.2)
+    async with open_broker(settings, IDENTITIES) as broker:
+        assert parse_address(broker.address).port != port
+        async with linked(replace(manager, address=broker.address)):
+            pass
+        device = replace(manager, address=f"tls://127.0.0.1:{port}", ca_file=str(made / "ca.pem"))
+        async with linked(device, connected=False) as link:
+            await link.count(Disconnected, 1)  # it has no certificate
+        device = replace(device, cert_file=str(made / "client.pem"), key_file=str(made / "client.key"))
+        async with linked(device) as link:
+            assert link.link.connected
 
 
 async def test_sessions_survive_a_clean_restart_of_the_node(tmp_path: Path) -> None:
