@@ -20,7 +20,7 @@ _TRUE: Final = frozenset("true True TRUE yes Yes YES on On ON".split())
 _FALSE: Final = frozenset("false False FALSE no No NO off Off OFF".split())
 _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _BASED: Final = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|b[01]+)")
-_AMBIGUOUS: Final = re.compile(r"[-+]?(?:0[0-9][0-9_]*|[0-9]+_[0-9_]*)")
+_AMBIGUOUS: Final = re.compile(r"[-+]?(?:0[0-7_]+|[1-9][0-9]*_[0-9_]*)")
 # No 1e3 and no 0o17: what YAML 1.1's writers leave unquoted is text, and stays it.
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+][0-9]+)?")
 _SPECIAL_FLOAT: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")

@@ -140,8 +140,8 @@ TASK_RULES: Final = (
     _spec(
         "monitoring interval",
         "spec.monitoringProfile.interval",
-        lambda s: s.monitoring_profile is not None and not 0 < s.monitoring_profile.interval < 1e9,
-        "must be more than 0 and less than 30 years",
+        lambda s: s.monitoring_profile is not None and not 0.001 <= s.monitoring_profile.interval < 1e9,
+        "must be at least 1ms, and less than 30 years",
     ),
     _spec(
         "monitoring history",

@@ -14,7 +14,9 @@ from proplet.manager import quantity
 from proplet.manager.reading import Reading, Style, kind_of
 
 _INT64: Final = range(-(2**63), 2**63)
-_NANOSECONDS: Final = 1e9
+_NANOSECONDS: Final = 1e9  # in a second
+# A bare number in REST from here on counts nanoseconds, below it seconds: nobody means an interval of 11 days.
+_MILLISECOND: Final = 1e6
 
 
 def _same(value: Any) -> Any:
@@ -182,7 +184,7 @@ class IntervalShape:
 
     def read(self, value: Any, where: str, reading: Reading) -> Any:
         """Return seconds."""
-        if type(value) in (int, float) and reading.style is Style.REST and value >= _NANOSECONDS:
+        if type(value) in (int, float) and reading.style is Style.REST and value >= _MILLISECOND:
             value = value / _NANOSECONDS
         return SECONDS.read(value, where, reading)
 

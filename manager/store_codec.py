@@ -1,21 +1,28 @@
-"""Resources as the compact JSON that the SQLite store keeps: only what is not the default, and no module bytes."""
+"""Resources as the compact JSON that the SQLite store keeps: only what is not the default, and no module bytes.
+
+Reading costs by what is there and not by what could be, and what is at its default is one shared object: a node reads
+some thousand Tasks when it starts, and keeps them.
+"""
 
 import json
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any
 
-from proplet.agent.codec import from_plain
 from proplet.manager.model import Kind, PropletSpec, PropletStatus, TaskSpec, TaskStatus
 
 SPECS: Mapping[Kind, type] = {Kind.TASK: TaskSpec, Kind.PROPLET: PropletSpec}
 STATUSES: Mapping[Kind, type] = {Kind.TASK: TaskStatus, Kind.PROPLET: PropletStatus}
 
+Reader = Callable[[Any], Any]
+
 
 @cache
-def _layout(kind: type) -> tuple[tuple[str, Any], ...]:
+def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
     return tuple((f.name, f.default_factory() if f.default_factory is not MISSING else f.default) for f in fields(kind))
 
 
@@ -28,7 +35,7 @@ def _terse(value: Any) -> Any:
         return {key: _terse(item) for key, item in value.items()}
     if is_dataclass(value):
         out = {}
-        for name, default in _layout(type(value)):  # type: ignore[arg-type]
+        for name, default in _defaults(type(value)):  # type: ignore[arg-type]
             item = getattr(value, name)
             if item != default and not isinstance(item, bytes):
                 out[name] = _terse(item)
@@ -41,6 +48,69 @@ def dump(value: Any) -> str:
     return json.dumps(_terse(value), separators=(",", ":"))
 
 
-def load(kind: type, text: str) -> Any:
-    """Return the value of the class `kind` that `text` holds. Raises ValueError."""
-    return from_plain(kind, json.loads(text))
+def load(kind: type, text: str, **given: Any) -> Any:
+    """Return the value of the class `kind` that `text` holds, with the fields `given` beside.
+
+    Raises:
+        ValueError: it is not what `dump` writes.
+    """
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{kind.__name__} is {raw!r}")
+    return _build(kind, raw, given)
+
+
+def _build(kind: type, raw: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    shared, readers = _plan(kind)
+    values = dict(shared)
+    for name, value in raw.items():
+        reader = readers.get(name)
+        if reader is None:
+            raise ValueError(f"{kind.__name__} has no field {name}")
+        try:
+            values[name] = reader(value)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{kind.__name__}.{name} is {value!r}") from error
+    return kind(**{**values, **given} if given else values)
+
+
+@cache
+def _plan(kind: type) -> tuple[dict[str, Any], dict[str, Reader]]:
+    """The defaults that would be made anew for every instance, and the reader of every field."""
+    hints = typing.get_type_hints(kind)
+    shared = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING and f.init}
+    return shared, {f.name: _reader(hints[f.name]) for f in fields(kind) if f.init}
+
+
+def _reader(hint: Any) -> Reader:
+    """How a type is read; a type that is not known here is a mistake in `model` that the first test finds."""
+    if hint is Any:
+        return lambda value: value
+    if hint in (str, bool, int, bytes):
+        return _exactly(hint)
+    if hint is float:
+        return float
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (_reader(a) for a in args if a is not types.NoneType)
+        return lambda value: None if value is None else inner(value)
+    if origin is tuple:
+        item = _reader(args[0])
+        return lambda value: tuple([item(v) for v in value])
+    if origin is Mapping:
+        entry = _reader(args[1])
+        return lambda value: {key: entry(v) for key, v in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint
+    if is_dataclass(hint):
+        return lambda value: _build(typing.cast("type", hint), value, {})
+    raise NotImplementedError(f"no reader for {hint}")
+
+
+def _exactly(kind: type) -> Reader:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError
+        return value
+
+    return read

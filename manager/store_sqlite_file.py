@@ -10,7 +10,6 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -139,8 +138,9 @@ class StoreFile:
             row[:12]
         )
         kind = Kind(kind_name)
-        meta = replace(
-            store_codec.load(Meta, meta_text),
+        meta = store_codec.load(
+            Meta,
+            meta_text,
             name=name,
             namespace=namespace,
             uid=uid,
@@ -149,11 +149,11 @@ class StoreFile:
             generation=generation,
             version=version,
         )
-        spec = store_codec.load(store_codec.SPECS[kind], spec_text)
         state = store_codec.load(store_codec.STATUSES[kind], status)
         if kind is Kind.PROPLET:
-            return Proplet(meta, spec, state)
-        return Task(meta, spec if file is None else replace(spec, file=self.modules[file]), state)
+            return Proplet(meta, store_codec.load(store_codec.SPECS[kind], spec_text), state)
+        module = b"" if file is None else self.modules[file]
+        return Task(meta, store_codec.load(store_codec.SPECS[kind], spec_text, file=module), state)
 
     def commit(self, writes: Sequence[Write]) -> None:
         """Make changes durable, all or none.

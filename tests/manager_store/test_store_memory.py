@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from tests.manager_store.contract import OpenStore, StoreContract
 
 from proplet.manager.ports import Store
 from proplet.manager.store_memory import MemoryStore
+from tests.manager_store.contract import OpenStore, StoreContract
 
 pytestmark = pytest.mark.anyio
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from tests.manager_store.contract import task
 
 from proplet.manager.model import Kind, Task, TaskStatus
 from proplet.manager.phases import Phase
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.store_retention import prune
+from tests.manager_store.contract import task
 
 pytestmark = pytest.mark.anyio
 

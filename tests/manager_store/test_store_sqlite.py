@@ -14,13 +14,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.streams.text import TextReceiveStream
-from tests.manager_store.contract import FULL_PROPLET, FULL_TASK, OpenStore, StoreContract, collect, task
 
 from proplet.manager.model import Key, Kind, Task, TaskStatus
 from proplet.manager.phases import Phase
 from proplet.manager.ports import GoneError, Store, StoreError, StoreUnavailableError
 from proplet.manager.store_sqlite import SqliteStore, open_sqlite_store
 from proplet.manager.store_sqlite_file import StoreCorruptError, StoreInUseError
+from tests.manager_store.contract import FULL_PROPLET, FULL_TASK, OpenStore, StoreContract, collect, task
 
 pytestmark = pytest.mark.anyio
 

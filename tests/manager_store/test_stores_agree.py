@@ -9,13 +9,13 @@ from typing import Any
 import anyio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.manager_store.contract import MODULE, collect, task
 
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletPhase, PropletStatus, Resource, Task, TaskStatus
 from proplet.manager.phases import Phase
 from proplet.manager.ports import Store, StoreError
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.store_sqlite import open_sqlite_store
+from tests.manager_store.contract import MODULE, collect, task
 
 NAMES = st.sampled_from(["a", "b", "c"])
 KINDS = st.sampled_from(Kind)
