@@ -35,6 +35,9 @@ MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
 _MAX_OFFSET: Final = 2**53
 _RETRY_AFTER_S: Final = 5
+_DISCARD_S: Final = 10.0
+_DISCARD_IDLE_S: Final = 0.5
+_DISCARDED_BODIES: Final = 4
 _ITEMS_AT_ONCE: Final = 25
 _Item = TypeVar("_Item")
 
@@ -152,6 +155,7 @@ async def read_body(request: Request, rules: BodyRules) -> AsyncIterator[bytes]:
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isascii() and declared.isdigit() else rules.max_bytes
     if size > rules.max_bytes:
+        await _discard(request, rules)
         raise _too_large(rules)
     with rules.budget.reserve(size):
         yield await _receive(request, rules)
@@ -164,6 +168,8 @@ async def _receive(request: Request, rules: BodyRules) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > rules.max_bytes:
+                    body.clear()
+                    await _discard(request, rules)
                     raise _too_large(rules)
     except TimeoutError:
         raise ProblemError(408, "timeout", f"the body did not arrive within {rules.timeout_s:g} s", _CLOSE) from None
@@ -172,7 +178,22 @@ async def _receive(request: Request, rules: BodyRules) -> bytes:
     return bytes(body)
 
 
-# What is left of a refused body is not worth reading.
+async def _discard(request: Request, rules: BodyRules) -> None:
+    """Read on for a while: a TCP connection closed with bytes unread takes the answer with it (RFC 9112, 9.6)."""
+    if "expect" in request.headers:
+        return  # it waits for our word before it sends
+    left = rules.max_bytes * _DISCARDED_BODIES
+    deadline = anyio.current_time() + _DISCARD_S
+    while left > 0 and anyio.current_time() < deadline:
+        message: Mapping[str, Any] = {}
+        with anyio.move_on_after(_DISCARD_IDLE_S):
+            message = await request.receive()
+        left -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
+# What is left of a refused body is not waited for.
 _CLOSE: Final = {"Connection": "close"}
 
 

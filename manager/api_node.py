@@ -71,11 +71,18 @@ async def node_state(context: Context, _request: Request) -> Response:
         "services": list(node.services),
         "proplet_id": node.proplet_id,
         "manager_id": node.manager_id,
-        "broker": {"address": node.broker_address, "connected": node.mqtt_connected},
+        "broker": {"address": _without_credentials(node.broker_address), "connected": node.mqtt_connected},
         "started_at": rfc3339(node.started_at),
         "pid": os.getpid(),
     }
     return reply(body)
+
+
+def _without_credentials(address: str | None) -> str | None:
+    if address is None or "@" not in address:
+        return address
+    scheme, separator, rest = address.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 async def metrics(context: Context, _request: Request) -> Response:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proplet.manager.api import ApiSettings
 from proplet.manager.api_multipart import MultipartError, file_part
-from tests.api.fakes import Node, open_node
+from tests.api.fakes import TOKEN, Node, open_node
 from tests.api.http import Raw, _exchange, send
 from tests.api.test_api_tasks import TASK, create, is_error, multipart
 
@@ -43,6 +43,13 @@ async def test_a_twenty_megabyte_body_is_refused(node: Node) -> None:
     answer = await send(node.socket, "POST", "/tasks", b" " * 20_000_000, {"Content-Type": "application/json"})
     assert is_error(answer, 413, "too_large")
     assert (await send(node.socket, "GET", "/tasks")).status == 200
+
+
+async def test_a_refusal_of_a_large_body_reaches_its_sender_over_tcp(node: Node) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    for _ in range(3):
+        answer = await send(("127.0.0.1", node.port), "POST", "/tasks", b" " * 20_000_000, headers)
+        assert is_error(answer, 413, "too_large")
 
 
 async def test_a_body_that_never_arrives_times_out(settings: ApiSettings) -> None:
@@ -173,6 +180,10 @@ async def test_no_query_makes_listing_fail_in_an_unforeseen_way(node: Node) -> N
         for path in ("/tasks", "/proplets"):
             answer = _exchange(node.socket, "GET", f"{path}?{name}={quote(value)}", None, {})
             assert answer.status in {200, 400}, answer.body
+        part = quote(value, safe="")
+        for path in (f"/tasks/{part}", f"/proplets/{part}", f"/api/v1/tasks/{part}/x", f"/api/v1/{part}", f"/{part}"):
+            answer = _exchange(node.socket, "GET", path, None, {})
+            assert answer.status in {200, 404}, (path, answer.body)
 
     await anyio.to_thread.run_sync(run)
 

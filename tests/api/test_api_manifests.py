@@ -2,6 +2,7 @@
 
 import json
 
+import anyio
 import pytest
 
 from proplet.agent.wire import LogLines
@@ -56,6 +57,20 @@ async def test_manifests_are_applied_as_json_too(node: Node) -> None:
     shown = (await send(node.socket, "GET", "/api/v1/tasks/default/a")).json
     answer = await send(node.socket, "POST", "/api/v1/apply", {"apiVersion": "v1", "kind": "List", "items": [shown]})
     assert actions(answer) == [("a", "unchanged")]
+
+
+async def test_the_same_applied_by_many_at_once_is_there_once_and_nobody_fails(node: Node) -> None:
+    seen: list[str] = []
+
+    async def one(value: int) -> None:
+        seen.extend(action for _, action in actions(await apply(node, manifest("a", value))))
+
+    async with anyio.create_task_group() as group:
+        for number in range(12):
+            group.start_soon(one, number % 3)
+    assert seen.count("created") == 1
+    assert len(seen) == 12
+    assert len((await send(node.socket, "GET", "/api/v1/tasks")).json["items"]) == 1
 
 
 async def test_a_dry_run_changes_nothing(node: Node) -> None:

@@ -132,6 +132,9 @@ async def test_the_node_says_what_it_is(node: Node) -> None:
     body = (await send(node.socket, "GET", "/api/v1/node")).json
     assert (body["version"], body["proplet_id"], body["services"]) == ("1.2.3", "pi-1", ["agent", "broker", "manager"])
     assert body["broker"] == {"address": "mqtt://127.0.0.1:1883", "connected": True}
+    node.state = replace(node.state, broker_address="mqtts://me:p@ss@broker.example:8883")
+    body = (await send(node.socket, "GET", "/api/v1/node")).json
+    assert body["broker"]["address"] == "mqtts://broker.example:8883"
 
 
 async def test_what_is_not_there_is_said_in_json(node: Node) -> None:
