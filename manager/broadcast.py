@@ -71,7 +71,9 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
                 if entry["phase"] not in _OVER and peer is not None and not peer.tells:
                     _contact(task, peer.id, contacts, world, at).ask_at = at.mono
         case Ended() if signal.attempt in (None, status.attempt):
-            return _with_result(task, signal, at)
+            known = any(e["proplet_id"] == signal.result.proplet_id for e in status.broadcast_results)
+            if known or signal.result.proplet_id in world.fleet.peers:
+                return _with_result(task, signal, at)
         case _:
             pass
     return status
@@ -101,6 +103,8 @@ def follow(task: Task, contacts: Contacts, world: World, at: Moment) -> Decision
     """What is due for a broadcast task that is under way."""
     status, then, wake = task.status, list[Effect](), math.inf
     waiting = [e for e in status.broadcast_results if e["phase"] not in _OVER]
+    if not status.broadcast_results:  # it was dispatched as another kind of task, and changed behind our back
+        return Decision(outcome.lost(task, "it became a broadcast after it was dispatched", world.policy, at.wall))
     if not waiting:
         return Decision(_conclude(status, at))
     shared = to_everybody(task) and not status.stop_requested

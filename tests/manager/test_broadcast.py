@@ -1,7 +1,7 @@
 """Tasks that run everywhere at once."""
 
 from proplet.agent.wire import Reason
-from proplet.manager.model import PropletSelector
+from proplet.manager.model import PropletSelector, TaskStatus
 from proplet.manager.phases import TERMINAL, Phase
 from tests.manager.test_task_core import ask_to_stop
 from tests.manager.worlds import Story, story
@@ -51,7 +51,9 @@ def test_only_the_first_result_of_a_proplet_counts() -> None:
 
 
 def test_an_answer_of_somebody_who_came_later_is_kept() -> None:
-    told = story("a", broadcast=True).look().result("late", "7")
+    told = story("a", broadcast=True).look()
+    told.peer("late")
+    told.result("late", "7").result("stranger", "8")
     assert entries(told) == {"a": "scheduled", "late": "completed"}
 
 
@@ -104,4 +106,10 @@ def test_a_stopped_broadcast_is_stopped_everywhere_and_ends() -> None:
 
 def test_results_of_an_earlier_attempt_are_not_taken() -> None:
     told = story("a", broadcast=True).look().result("a", attempt=0)
+    assert entries(told) == {"a": "scheduled"}
+
+
+def test_a_task_that_becomes_a_broadcast_behind_our_back_is_placed_again() -> None:
+    told = story("a", broadcast=True, status=TaskStatus(Phase.RUNNING, proplet_id="a", attempt=1)).look()
+    assert told.status.attempt == 2
     assert entries(told) == {"a": "scheduled"}
