@@ -114,6 +114,14 @@ class Broker(Protocol):
         """The process it runs in, if that is not ours; None between a crash and the restart, too."""
         ...
 
+    async def update(self, identities: Sequence[Identity]) -> None:
+        """Replace who may connect, while it runs: new ones soon come in, removed ones are cut.
+
+        Raises:
+            BrokerError: two share a name, or the state directory cannot be written; nothing changes then.
+        """
+        ...
+
     async def failed(self) -> None:
         """Wait for ever, or until the engine has died beyond repair: then raise BrokerError."""
         ...
@@ -154,6 +162,14 @@ def check_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
+def check_names(identities: Sequence[Identity]) -> None:
+    """Raise BrokerError where two identities share a user name."""
+    names = [identity.username for identity in identities]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+    if twice:
+        raise BrokerError(f"two identities share a user name: {', '.join(twice)}")
+
+
 def url(host: str, port: int) -> str:
     """The address of a plain listener."""
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
@@ -166,11 +182,7 @@ async def open_broker(settings: BrokerSettings, identities: Sequence[Identity]) 
     Raises:
         BrokerError: the engine is not installed, refuses what is asked, or its port is occupied.
     """
-    names = [identity.username for identity in identities]
-    if len(set(names)) != len(names):
-        raise BrokerError(
-            f"two identities share a user name: {', '.join(sorted(n for n in names if names.count(n) > 1))}"
-        )
+    check_names(identities)
     program = find_mosquitto() if settings.engine != "amqtt" else None
     if program is not None:
         from proplet.manager.broker_mosquitto import run_mosquitto

@@ -38,9 +38,9 @@ from amqtt.mqtt.subscribe import SubscribePacket
 from amqtt.mqtt.unsuback import UnsubackPacket
 from amqtt.mqtt.unsubscribe import UnsubscribePacket
 
-from proplet.manager.broker import BrokerError, BrokerSettings, check_port, is_loopback, url
+from proplet.manager.broker import BrokerError, BrokerSettings, check_names, check_port, is_loopback, url
 from proplet.manager.broker_router import Router
-from proplet.manager.broker_rules import Identity, rules_of
+from proplet.manager.broker_rules import Identity, Rules, rules_of
 from proplet.manager.broker_session import Bounds, Message, Session
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,15 @@ class _Credentials:
 
     def __init__(self, identities: Sequence[Identity]) -> None:
         self._digests = {i.username: hashlib.sha256(i.password.encode()).digest() for i in identities}
+
+    def same(self, other: "_Credentials", username: str) -> bool:
+        """Whether a name is known with one and the same password, here and there."""
+        here = self._digests.get(username)
+        return here is not None and other.holds(username, here)
+
+    def holds(self, username: str, digest: bytes) -> bool:
+        """Whether `username` is known with this digest."""
+        return self._digests.get(username) == digest
 
     def fit(self, username: str, password: str) -> bool:
         given = hashlib.sha256(password.encode("utf-8", "surrogatepass")).digest()
@@ -272,15 +281,26 @@ class HardenedBroker(stock.Broker):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         super().__init__({"listeners": {"default": {"type": "tcp", "bind": f"{host}:{settings.port}"}}, "plugins": {}})
         self._settings = settings
-        self.credentials = _Credentials(identities)
-        self.rules = {i.username: rules_of(i, settings.domain, settings.channel) for i in identities}
+        self.credentials = _Credentials(())
+        self.rules: dict[str, Rules] = {}
         bounds = Bounds(settings.max_queued_bytes, settings.max_queued_messages, settings.max_inflight)
-        self.router = Router([(i, self.rules[i.username]) for i in identities], bounds)
+        self.router = Router((), bounds)
         self.connections: dict[str, Connection] = {}
+        self.admit(identities)
         self.open: set[Connection] = set()
         self.connect_timeout_s = settings.connect_timeout_s
         self.max_packet_bytes = settings.max_message_bytes + _HEADER_BYTES
         self.max_buffered_bytes = 2 * settings.max_queued_bytes + self.max_packet_bytes
+
+    def admit(self, identities: Sequence[Identity]) -> None:
+        """Replace who may connect, and cut whoever no longer may, or has a new password."""
+        settings, before = self._settings, self.credentials
+        self.credentials = _Credentials(identities)
+        self.rules = {i.username: rules_of(i, settings.domain, settings.channel) for i in identities}
+        for name, connection in list(self.connections.items()):
+            if not self.credentials.same(before, name):
+                connection.end()
+        self.router.know([(i, self.rules[i.username]) for i in identities])
 
     async def _create_server_instance(
         self,
@@ -335,8 +355,14 @@ class Amqtt:
     engine: Literal["amqtt"] = "amqtt"
     pid: int | None = None
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, broker: HardenedBroker, address: str) -> None:
+        self._broker = broker
         self.address = address
+
+    async def update(self, identities: Sequence[Identity]) -> None:
+        """As `Broker.update`."""
+        check_names(identities)
+        self._broker.admit(identities)
 
     async def failed(self) -> None:
         """As `Broker.failed`: never by itself."""
@@ -364,7 +390,7 @@ async def run_amqtt(settings: BrokerSettings, identities: Sequence[Identity]) ->
     except (OSError, AmqttBrokerError) as error:
         raise BrokerError(f"the embedded broker does not start on {settings.host}:{settings.port}: {error}") from error
     try:
-        yield Amqtt(url(settings.host, broker.bound_port))
+        yield Amqtt(broker, url(settings.host, broker.bound_port))
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2 * STOP_TIMEOUT_S):
             await broker.shutdown()

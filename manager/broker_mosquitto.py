@@ -22,7 +22,7 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from proplet.manager.broker import BrokerError, BrokerSettings, check_port, is_loopback, url
+from proplet.manager.broker import BrokerError, BrokerSettings, check_names, check_port, is_loopback, url
 from proplet.manager.broker_rules import CredentialsError, Identity, rules_of, write_private
 
 log = logging.getLogger(__name__)
@@ -115,18 +115,26 @@ def write_files(settings: BrokerSettings, identities: Sequence[Identity], port: 
     directory = (settings.state_dir / "mosquitto").resolve()
     if not str(directory).isprintable() or str(directory) != str(directory).strip():
         raise BrokerError(f"mosquitto cannot read a path like {str(directory)!r}: choose another state directory")
-    files = {
-        "passwords": [password_line(identity.username, identity.password) for identity in identities],
-        "acl": acl_lines(identities, settings.domain, settings.channel),
-        "mosquitto.conf": config_lines(settings, directory, port, local_port),
-    }
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, lines in files.items():
-            write_private(directory / name, "".join(line + "\n" for line in lines).encode())
-    except (OSError, CredentialsError) as error:
+    except OSError as error:
         raise BrokerError(f"mosquitto's configuration cannot be written: {error}") from error
+    write_identities(settings, identities, directory)
+    _write(directory / "mosquitto.conf", config_lines(settings, directory, port, local_port))
     return directory / "mosquitto.conf"
+
+
+def write_identities(settings: BrokerSettings, identities: Sequence[Identity], directory: Path) -> None:
+    """Write the files that mosquitto reads again at SIGHUP. Raises BrokerError."""
+    _write(directory / "acl", acl_lines(identities, settings.domain, settings.channel))
+    _write(directory / "passwords", [password_line(identity.username, identity.password) for identity in identities])
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    try:
+        write_private(path, "".join(line + "\n" for line in lines).encode())
+    except CredentialsError as error:
+        raise BrokerError(f"mosquitto's configuration cannot be written: {error}") from error
 
 
 def command(program: str, config: Path) -> list[str]:
@@ -179,8 +187,9 @@ class Mosquitto:
 
     engine: Literal["mosquitto"] = "mosquitto"
 
-    def __init__(self, program: str, config: Path, host: str, port: int) -> None:
+    def __init__(self, program: str, config: Path, host: str, port: int, settings: BrokerSettings) -> None:
         self.address = url(host, port)
+        self._settings = settings
         self._command = command(program, config)
         self._pid_file = config.with_name("pid.json")
         self._host, self._port = host, port
@@ -193,6 +202,14 @@ class Mosquitto:
     def pid(self) -> int | None:
         """Its process id, None between a crash and the restart."""
         return self._process.pid if self._process is not None else None
+
+    async def update(self, identities: Sequence[Identity]) -> None:
+        """As `Broker.update`; mosquitto reads its files again."""
+        check_names(identities)
+        await anyio.to_thread.run_sync(write_identities, self._settings, identities, self._pid_file.parent)
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGHUP)
 
     async def failed(self) -> None:
         """As `Broker.failed`."""
@@ -297,7 +314,7 @@ async def run_mosquitto(
     host = settings.host if is_loopback(settings.host) and not settings.tls else "127.0.0.1"
     settings = replace(settings, port=port)
     config = await anyio.to_thread.run_sync(write_files, settings, identities, port, local_port)
-    broker = Mosquitto(program, config, host, local_port)
+    broker = Mosquitto(program, config, host, local_port, settings)
     ready = anyio.Event()
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:

@@ -18,13 +18,20 @@ class Router:
     """The sessions of all clients, and what is retained for subscribers to come."""
 
     def __init__(self, identities: Iterable[tuple[Identity, Rules]], bounds: Bounds) -> None:
-        self._known = {identity.username: (identity, rules) for identity, rules in identities}
+        self._known: dict[str, tuple[Identity, Rules]] = {}
         self._bounds = bounds
         self._sessions: dict[str, Session] = {}
         self._exact: dict[str, dict[Session, int]] = {}
         self._wild: dict[str, dict[Session, int]] = {}
         self._retained: dict[str, Message] = {}
         self._retained_bytes = 0
+        self.know(identities)
+
+    def know(self, identities: Iterable[tuple[Identity, Rules]]) -> None:
+        """Replace who may have a session; the sessions of others are forgotten."""
+        self._known = {identity.username: (identity, rules) for identity, rules in identities}
+        for name in self._sessions.keys() - self._known.keys():
+            self.forget(name)
 
     @property
     def sessions(self) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from proplet.agent.mqtt import parse_address
-from proplet.manager.broker import BrokerSettings, open_broker
+from proplet.manager.broker import Broker, BrokerSettings, open_broker
 from tests.broker.raw_client import RawClient, Will
 from tests.support.mosquitto import CHANNEL, DOMAIN, IDENTITIES, mosquitto_program
 
@@ -15,7 +15,8 @@ from tests.support.mosquitto import CHANNEL, DOMAIN, IDENTITIES, mosquitto_progr
 class BrokerUnderTest:
     """A running broker and the clients made for it, which are cut at the end."""
 
-    def __init__(self, engine: str, port: int) -> None:
+    def __init__(self, engine: str, port: int, running: Broker) -> None:
+        self.running = running
         self.engine = engine
         self.port = port
         self.passwords = {identity.username: identity.password for identity in IDENTITIES}
@@ -60,6 +61,6 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         mosquitto_program()
     async with open_broker(BrokerSettings(tmp_path, DOMAIN, CHANNEL, engine=engine, port=0), IDENTITIES) as running:
         assert running.engine == engine
-        under_test = BrokerUnderTest(engine, parse_address(running.address).port)
+        under_test = BrokerUnderTest(engine, parse_address(running.address).port, running)
         yield under_test
         under_test.cut_all()

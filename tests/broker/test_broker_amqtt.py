@@ -1,5 +1,6 @@
 """The embedded engine, where its insides matter: what it frees, what it bounds, what it refuses."""
 
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from proplet.manager.broker import BrokerError, BrokerSettings, TlsFiles, open_b
 from proplet.manager.broker_amqtt import HardenedBroker
 from proplet.manager.broker_router import Router
 from proplet.manager.broker_session import Bounds, Message, Session
-from tests.broker.raw_client import RawClient, connect_packet
+from tests.broker.raw_client import RawClient, connect_packet, packet
 from tests.support.mosquitto import CHANNEL, DOMAIN, IDENTITIES, MANAGER, PROPLET
 
 pytestmark = pytest.mark.anyio
@@ -97,6 +98,25 @@ async def test_a_slow_consumer_holds_no_more_than_its_bound_and_nothing_once_it_
     slow.cut()
     with anyio.fail_after(5):
         while "proplet-1" in embedded.router.sessions:
+            await manager.received()
+    manager.cut()
+
+
+async def test_random_bytes_end_their_connection_and_nothing_else(embedded: HardenedBroker) -> None:
+    rng = random.Random(20)
+    manager = await RawClient.connect(embedded.bound_port, "manager", MANAGER.password)
+    await manager.subscribe(f"m/{DOMAIN}/c/{CHANNEL}/#")
+    for number in range(300):
+        client = await RawClient.dial(embedded.bound_port)
+        if number % 2:
+            client.send(connect_packet("proplet-1", "proplet-1", PROPLET.password))
+        kind = rng.randrange(256) if number % 3 else rng.choice([0x32, 0x34, 0x40, 0x62, 0x82, 0xA2])
+        client.send(packet(kind >> 4, kind & 15, rng.randbytes(rng.randrange(60))) + b"\xff" * 6)
+        await client.ended()
+        client.cut()
+    assert await manager.received() == []
+    with anyio.fail_after(5):
+        while len(embedded.open) > 1:
             await manager.received()
     manager.cut()
 

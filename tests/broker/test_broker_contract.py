@@ -1,8 +1,10 @@
 """What every broker engine must keep to; in brackets the bug of stock amqtt 0.12.1 that a test is about."""
 
+import anyio
 import pytest
 
 from proplet.agent.topics import Route, Topics
+from proplet.manager.broker import BrokerError, Identity, Role
 from tests.broker.conftest import BrokerUnderTest
 from tests.broker.raw_client import BASE, Will, connect_packet, packet, text
 from tests.support.mosquitto import CHANNEL, DOMAIN, IDENTITIES
@@ -48,6 +50,21 @@ async def test_a_connection_that_starts_with_anything_else_is_ended(broker: Brok
         client = await broker.dial()
         client.send(first)
         await client.ended()
+
+
+async def test_identities_change_while_it_runs(broker: BrokerUnderTest) -> None:
+    staying = await broker.connect("manager")
+    leaving = await broker.connect("proplet-2")
+    kept = [identity for identity in IDENTITIES if identity.username != "proplet-2"]
+    await broker.running.update([*kept, Identity("proplet-3", "new-secret", Role.PROPLET)])
+    with anyio.fail_after(10):
+        await leaving.ended()
+        while (await broker.connect("proplet-3", password="new-secret")).return_code != ACCEPTED:
+            pass  # mosquitto reads its files again a moment after it was told to
+    assert (await broker.connect("proplet-2")).return_code == NOT_AUTHORISED
+    assert await staying.received() == []
+    with pytest.raises(BrokerError, match="share a user name: proplet-1"):
+        await broker.running.update([*IDENTITIES, IDENTITIES[1]])
 
 
 # What a rejected CONNECT must not do
