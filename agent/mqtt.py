@@ -62,7 +62,7 @@ class Link:
 
     def __init__(self, settings: MqttSettings) -> None:
         self._settings = settings
-        self._slots = anyio.Semaphore(settings.max_inflight)
+        self._slots = anyio.Semaphore(settings.max_inflight, fast_acquire=True)  # the acknowledgement is the wait
         self._connection: Connection | None = None
 
     @property
