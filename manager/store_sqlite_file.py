@@ -8,19 +8,22 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from proplet.manager import store_codec
-from proplet.manager.model import Key, Kind, Meta, Proplet, Resource, Task
+from proplet.manager.model import Kind, Meta, Proplet, Resource, Task
 from proplet.manager.ports import ChangeType, StoreError, StoreUnavailableError
-from proplet.manager.store_table import Put, Record, Table, Write
+from proplet.manager.store_table import Place, Record, Table, Write
 
 SCHEMA_VERSION: Final = 1
 _APPLICATION: Final = 0x70726F70  # "prop"
 
+# No index but the row's number: `store_table` sees to what is unique, and each index costs a page a write.
 _SCHEMA: Final = """
 CREATE TABLE resources (
     id INTEGER PRIMARY KEY,
@@ -32,10 +35,8 @@ CREATE TABLE resources (
     generation INTEGER NOT NULL,
     meta TEXT NOT NULL,
     spec TEXT NOT NULL,
-    file BLOB,
-    UNIQUE (kind, namespace, name)
+    file BLOB
 );
-CREATE INDEX resources_by_file ON resources (file) WHERE file IS NOT NULL;
 CREATE TABLE states (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, updated_at REAL NOT NULL, status TEXT NOT NULL);
 CREATE TABLE files (digest BLOB PRIMARY KEY, content BLOB NOT NULL);
 CREATE TABLE deleted (id INTEGER PRIMARY KEY CHECK (id = 0), revision INTEGER NOT NULL);
@@ -56,13 +57,37 @@ class StoreInUseError(StoreError):
     """Another process has the store open."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Where a resource is in the file, and the digest of its module."""
+
+    id: int
+    file: bytes | None
+
+
+@dataclass(slots=True)
+class _Step:
+    """What a commit changes in memory once it is durable."""
+
+    following: int
+    rows: dict[Place, _Row | None] = field(default_factory=dict)
+    uses: Counter[bytes] = field(default_factory=Counter)
+    modules: dict[bytes, bytes] = field(default_factory=dict)
+
+    def release(self, row: _Row) -> None:
+        """The row no longer uses its module."""
+        if row.file is not None:
+            self.uses[row.file] -= 1
+
+
 class StoreFile:
-    """One open store file. `ids` holds the row of every resource; `modules` the module bytes by digest."""
+    """One open store file. `modules` holds the module bytes by digest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.modules: dict[bytes, bytes] = {}
-        self._ids: dict[tuple[Kind, Key], int] = {}
+        self._rows: dict[Place, _Row] = {}
+        self._uses: Counter[bytes] = Counter()
         self._next = 1
         with _told(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,8 +152,10 @@ class StoreFile:
                 except (ValueError, KeyError, TypeError) as error:
                     raise StoreCorruptError(_damaged(self.path, f"{row[0]} {row[1]}/{row[2]}: {error}")) from error
                 table.load(resource)
-                self._ids[resource.kind, resource.meta.key] = row[-1]
+                self._rows[resource.kind, resource.meta.key] = _Row(row[-1], row[8])
                 self._next = row[-1] + 1
+                if row[8] is not None:
+                    self._uses[row[8]] += 1
                 revision = max(revision, resource.meta.version)
             table.revision = revision
             return table
@@ -162,87 +189,78 @@ class StoreFile:
             StoreUnavailableError: it could not be written; nothing was changed.
             StoreCorruptError: the file is damaged.
         """
+        step = _Step(self._next)
         with _told(self.path):
             self._db.execute("BEGIN IMMEDIATE")
-            ids, following = dict[tuple[Kind, Key], int](), self._next
             try:
-                released: set[bytes] = set()
-                kept: dict[bytes, bytes] = {}
                 for write in writes:
-                    place = (write.change.resource.kind, write.change.resource.meta.key)
-                    if write.change.type is ChangeType.ADDED:
-                        ids[place] = following
-                        following += 1
-                    self._write(write, ids.get(place) or self._ids[place], released, kept)
-                dropped = self._drop(released)
+                    self._write(write, step)
+                dropped = [digest for digest, change in step.uses.items() if self._uses[digest] + change <= 0]
+                for digest in dropped:
+                    self._db.execute("DELETE FROM files WHERE digest = ?", (digest,))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        self._ids.update(ids)
-        self._next = following
-        self.modules.update(kept)
-        for write in writes:
-            if write.change.type is ChangeType.DELETED:
-                self._ids.pop((write.change.resource.kind, write.change.resource.meta.key), None)
+        self._next = step.following
+        for place, row in step.rows.items():
+            if row is None:
+                self._rows.pop(place, None)
+            else:
+                self._rows[place] = row
+        self._uses.update(step.uses)
+        self.modules.update(step.modules)
         for digest in dropped:
             self.modules.pop(digest, None)
+            del self._uses[digest]
 
-    def _write(self, write: Write, row: int, released: set[bytes], kept: dict[bytes, bytes]) -> None:
+    def _write(self, write: Write, step: _Step) -> None:
         resource, meta, db = write.change.resource, write.change.resource.meta, self._db
-        if write.change.type is ChangeType.DELETED:
-            released.update(self._file_of(row))
-            db.execute("DELETE FROM resources WHERE id = ?", (row,))
-            db.execute("DELETE FROM states WHERE id = ?", (row,))
-            db.execute("UPDATE deleted SET revision = ?", (write.change.version,))
+        place = (resource.kind, meta.key)
+        if write.change.type is ChangeType.ADDED:
+            row = _Row(step.following, self._keep(resource, step))
+            step.following += 1
+            step.rows[place] = row
+            head = (row.id, resource.kind.value, meta.namespace, meta.name, meta.uid, meta.created_at, meta.generation)
+            body = (_labels(meta), store_codec.dump(resource.spec), row.file)
+            db.execute("INSERT INTO resources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*head, *body))
+            state = (row.id, meta.version, meta.updated_at, store_codec.dump(resource.status))
+            db.execute("INSERT INTO states VALUES (?, ?, ?, ?)", state)
             return
-        if isinstance(write.operation, Record):
-            status = store_codec.dump(resource.status)
+        row = step.rows.get(place) or self._rows[place]
+        if write.change.type is ChangeType.DELETED:
+            step.release(row)
+            step.rows[place] = None
+            db.execute("DELETE FROM resources WHERE id = ?", (row.id,))
+            db.execute("DELETE FROM states WHERE id = ?", (row.id,))
+            db.execute("UPDATE deleted SET revision = ?", (write.change.version,))
+        elif isinstance(write.operation, Record):
             db.execute(
                 "UPDATE states SET version = ?, updated_at = ?, status = ? WHERE id = ?",
-                (meta.version, meta.updated_at, status, row),
+                (meta.version, meta.updated_at, store_codec.dump(resource.status), row.id),
             )
-            return
-        labels = store_codec.dump(Meta("", labels=meta.labels, annotations=meta.annotations))
-        spec = store_codec.dump(resource.spec)
-        file = self._keep(resource, kept)
-        if isinstance(write.operation, Put):
-            released.update(self._file_of(row))
+        else:
+            step.release(row)
+            step.rows[place] = row = _Row(row.id, self._keep(resource, step))
             db.execute(
                 "UPDATE resources SET generation = ?, meta = ?, spec = ?, file = ? WHERE id = ?",
-                (meta.generation, labels, spec, file, row),
+                (meta.generation, _labels(meta), store_codec.dump(resource.spec), row.file, row.id),
             )
             db.execute(
-                "UPDATE states SET version = ?, updated_at = ? WHERE id = ?", (meta.version, meta.updated_at, row)
+                "UPDATE states SET version = ?, updated_at = ? WHERE id = ?", (meta.version, meta.updated_at, row.id)
             )
-            return
-        head = (row, resource.kind.value, meta.namespace, meta.name, meta.uid, meta.created_at, meta.generation)
-        db.execute("INSERT INTO resources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*head, labels, spec, file))
-        state = (row, meta.version, meta.updated_at, store_codec.dump(resource.status))
-        db.execute("INSERT INTO states VALUES (?, ?, ?, ?)", state)
 
-    def _file_of(self, row: int) -> list[bytes]:
-        return [digest for (digest,) in self._db.execute("SELECT file FROM resources WHERE id = ?", (row,)) if digest]
-
-    def _keep(self, resource: Resource, kept: dict[bytes, bytes]) -> bytes | None:
+    def _keep(self, resource: Resource, step: _Step) -> bytes | None:
+        """Have the resource's module in the file, once; return its digest."""
         if not isinstance(resource, Task) or not resource.spec.file:
             return None
         digest = hashlib.sha256(resource.spec.file).digest()
-        self._db.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", (digest, resource.spec.file))
-        kept[digest] = resource.spec.file
+        if digest not in self.modules and digest not in step.modules:
+            self._db.execute("INSERT INTO files VALUES (?, ?)", (digest, resource.spec.file))
+            step.modules[digest] = resource.spec.file
+        step.uses[digest] += 1
         return digest
-
-    def _drop(self, released: set[bytes]) -> list[bytes]:
-        """Delete the released modules that no resource names any more."""
-        return [
-            digest
-            for digest in released
-            if self._db.execute(
-                "DELETE FROM files WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM resources WHERE file = ?1)",
-                (digest,),
-            ).rowcount
-        ]
 
     def close(self) -> None:
         """Close the file and let go of it."""
@@ -250,6 +268,10 @@ class StoreFile:
             self._db.close()
         finally:
             os.close(self._lock)
+
+
+def _labels(meta: Meta) -> str:
+    return store_codec.dump(Meta("", labels=meta.labels, annotations=meta.annotations))
 
 
 def _lock(path: Path) -> int:

@@ -199,6 +199,7 @@ def lawful(task: Task) -> Task:
     spec = replace(
         task.spec,
         file=base64.b64decode(MODULE) + task.spec.file,
+        selector=replace(task.spec.selector, proplet_id=task.spec.selector.proplet_id or None),
         image_url="",
         encrypted=False,
         broadcast=False,
