@@ -117,9 +117,8 @@ def install_unit(
         done.append("not started: systemd is not running here, the service starts at the next boot")
     else:
         _start(machine, changed=before is not None and before != text)
-        done.append(
-            f"running: systemctl status {NAME}, journalctl -u {NAME}; after an upgrade: systemctl restart {NAME}"
-        )
+        done.append(f"running: systemctl status {NAME}, journalctl -u {NAME}")
+        done.append(f"after an upgrade: systemctl restart {NAME}")
     done.append(f"configuration: {SERVICE_CONFIG}, then systemctl restart {NAME}")
     done.append(f"people who may use {SERVICE_SOCKET}: usermod --append --groups {NAME} PERSON")
     return done
