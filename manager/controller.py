@@ -16,7 +16,7 @@ import anyio
 
 from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
 from proplet.manager.book import Book
-from proplet.manager.bus import BusEvent, Down, Heard, TooLargeError, Up
+from proplet.manager.bus import BusEvent, Down, Heard, Up
 from proplet.manager.command import stop_of
 from proplet.manager.core import UNDER_WAY, settle
 from proplet.manager.errands import Errands, HelloBus
@@ -28,9 +28,9 @@ from proplet.manager.exchange import (
     Moment,
     Policy,
     SendStart,
+    SendStop,
     SessionLost,
     Signal,
-    Unsendable,
 )
 from proplet.manager.hearing import Hearing, Tell, nothing_to_do
 from proplet.manager.model import Kind, Task
@@ -38,7 +38,6 @@ from proplet.manager.observed import Observed
 from proplet.manager.phases import TERMINAL, IllegalTransitionError, Phase
 from proplet.manager.placement import Fleet
 from proplet.manager.ports import (
-    BusError,
     Change,
     ChangeType,
     Clock,
@@ -52,6 +51,7 @@ from proplet.manager.ports import (
 from proplet.manager.registry import Registry
 from proplet.manager.roster import Roster
 from proplet.manager.runs import ask_start, ask_stop
+from proplet.manager.sending import send
 from proplet.manager.workqueue import Timers, WorkQueue
 from proplet.manager.world import World
 
@@ -352,35 +352,17 @@ class Controller:
                 sending.start_soon(self._send, task, effect, bus)
 
     async def _send(self, task: Task, effect: Effect, bus: HelloBus) -> None:
-        """Publish one command and note how that went."""
-        uid, proplet_id, attempt = task.id, effect.proplet_id, task.status.attempt
-        if not isinstance(effect, SendStart) and effect.farewell:
+        """Publish one command; what became of it is a signal, or a time to look again."""
+        uid, proplet_id, mono = task.id, effect.proplet_id, self._monotonic()
+        if isinstance(effect, SendStop) and effect.farewell:
             self._errands.stop(proplet_id, effect.command)
             return
-        mono, tells = self._monotonic(), proplet_id is not None and self._world.tells(proplet_id)
-        contact = self._book.contacts(uid).of(proplet_id, attempt, mono, ask_at=mono)
-        try:
-            if isinstance(effect, SendStart):
-                await bus.start(proplet_id, effect.command)
-            else:
-                await bus.stop(proplet_id, effect.command)
-        except TooLargeError as error:
-            self._signal(uid, Unsendable(attempt, str(error)), nothing_to_do)
-        except BusError as error:
-            log.info("task %s: the command is sent again later: %s", uid, error)
-            contact.unsent(self._monotonic())
-            self._wake(uid, contact.ask_at)
-        else:
-            mono = self._monotonic()
-            if not isinstance(effect, SendStart):
-                contact.stopped(mono, self._policy, tells=tells)
-                self._wake(uid, contact.stop_at)
-                return
-            if not contact.heard:  # it may have answered before the broker did
-                contact.sent(mono, self._policy, tells=tells)
-                self._wake(uid, contact.ask_at)
-            if not tells:
-                self._signal(uid, Handed(proplet_id, attempt), nothing_to_do)
+        tells = proplet_id is not None and self._world.tells(proplet_id)
+        contact = self._book.contacts(uid).of(proplet_id, task.status.attempt, mono, ask_at=mono)
+        signal = await send(effect, contact, bus, self._policy, self._monotonic, tells=tells)
+        self._wake(uid, contact.ask_at if isinstance(effect, SendStart) else contact.stop_at)
+        if signal is not None:
+            self._signal(uid, signal, nothing_to_do)
 
     # --- Control ------------------------------------------------------------------------------------------------------
 

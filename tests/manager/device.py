@@ -125,7 +125,7 @@ class Device:
 async def plug_in(device: Device, settings: MqttSettings, beat_s: float = 0.2) -> AsyncIterator[Link]:
     """Connect the device; leaving it is a power cut as far as its tasks are concerned."""
     topics = device.topics
-    routes = [(Route.START, None), (Route.STOP, None), (Route.HELLO, None)]
+    routes: list[tuple[Route, str | None]] = [(Route.START, None), (Route.STOP, None), (Route.HELLO, None)]
     routes += [(Route.OWN_START, device.id), (Route.OWN_STOP, device.id)]
     subscriptions = [(topics.build(route, own), 1) for route, own in routes]
     will = Will(topics.build(Route.ALIVE), encode(Alive(device.id, "offline")))

@@ -19,7 +19,8 @@ from tests.manager.fakes import FAST
 POLICY = replace(FAST, silence_s=3.0, offline_grace_s=1.0, confirm_s=0.5, missing_grace_s=0.2, max_sends=12)
 
 
-async def main(store: str, address: str, password: str) -> None:
+async def main(*given: str) -> None:
+    store, address, password = given
     mqtt = MqttSettings(address, "manager", "manager", password, backoff_max_s=0.2)
     settings = ManagerSettings(mqtt, Topics("d", "c"), "manager", Path(store), policy=POLICY)
     async with open_manager(settings) as manager:

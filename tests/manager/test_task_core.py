@@ -1,6 +1,7 @@
 """The manager's decisions about a task, as stories: what happens, and what is recorded and sent."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -409,7 +410,7 @@ def test_a_broker_that_forgot_everything_has_the_start_repeated_to_silent_prople
 
 
 @pytest.mark.parametrize("terms", [{"daemon": True}, {"restart_policy": RestartPolicy.NEVER}])
-def test_what_must_not_run_twice_is_not_repeated_to_silent_proplets(terms: dict[str, object]) -> None:
+def test_what_must_not_run_twice_is_not_repeated_to_silent_proplets(terms: dict[str, Any]) -> None:
     assert len(story("a", tells=False, **terms).look().session_lost().starts) == 1
 
 
