@@ -73,7 +73,7 @@ def _logs(session: Session, options: argparse.Namespace) -> int:
         threading.Event().wait(_POLL_S)
         task = session.get("tasks", options.namespace, options.name)
     if not seen and not options.follow:
-        session.say(f"no output of task {options.name} was sent here; it is {_phase(task)}")
+        session.say(f"no output of task {options.name} was sent here; it is {_said(task)}")
         if at(task, "status.results"):
             session.say(f"it has results: proplet describe task {options.name}")
     return OK
@@ -118,8 +118,7 @@ def _wait(session: Session, options: argparse.Namespace) -> int:
         raise CliError(message, TIMED_OUT) from None
     reached = _reached(options.until, task)
     if not reached:
-        why = one_line(at(task, "status.error")) or one_line(at(task, "status.message"))
-        raise CliError(f"task {options.name} is {_phase(task)}{f': {why}' if why else ''}", FAILED)
+        raise CliError(f"task {options.name} is {_said(task)}", FAILED)
     sys.stdout.write(f"task/{options.name} {_phase(task)}\n")
     return OK
 
@@ -139,6 +138,12 @@ def _until(session: Session, options: argparse.Namespace) -> Manifest:
 
 def _phase(task: Manifest) -> str:
     return str(at(task, "status.phase") or "pending")
+
+
+def _said(task: Manifest) -> str:
+    """Return the phase, and why it is so if that is known."""
+    why = one_line(at(task, "status.error")) or one_line(at(task, "status.message"))
+    return f"{_phase(task)}{f': {why}' if why else ''}"
 
 
 def _reached(until: str, task: Manifest) -> bool:

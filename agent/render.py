@@ -223,7 +223,7 @@ def _named(manifest: Manifest) -> Mapping[str, Any]:
     return {**first, **{key: value for key, value in meta.items() if key not in first}}
 
 
-def _described(value: Mapping[str, Any], now: float, depth: int) -> Iterator[str]:
+def _described(value: Mapping[str, Any], now: float, depth: int, unit: str = "") -> Iterator[str]:
     pad = "  " * depth
     plain = [key for key, item in value.items() if not _nested(item)]
     width = max((len(_title(key)) + 1 for key in plain), default=0)
@@ -233,12 +233,25 @@ def _described(value: Mapping[str, Any], now: float, depth: int) -> Iterator[str
             yield f"{pad}{title:<{width}}  <{size(len(item) * 3 // 4)} of WebAssembly>"
         elif isinstance(item, Mapping) and item:
             yield f"{pad}{title}"
-            yield from _described(item, now, depth + 1)
+            # The times of stages are in ``wallSeconds: {run: 0.1}``.
+            yield from _described(item, now, depth + 1, key if key.endswith(_UNITS) else "")
         elif _nested(item):
             yield f"{pad}{title}"
             yield from _list(item, now, depth + 1)
         elif item is not None and item not in ({}, []):
-            yield f"{pad}{title:<{width}}  {_plain(item, now)}"
+            yield f"{pad}{title:<{width}}  {_measured(unit or key, item) or _plain(item, now)}"
+
+
+_UNITS = ("Bytes", "Seconds")
+
+
+def _measured(unit: str, item: Any) -> str:
+    """Return a number for a person where a key tells its unit, nothing elsewhere."""
+    if isinstance(item, bool) or not isinstance(item, int | float):
+        return ""
+    if not unit.endswith(_UNITS):
+        return ""
+    return size(item) if unit.endswith(_UNITS[0]) else duration(item)
 
 
 def _nested(item: Any) -> bool:
@@ -267,6 +280,9 @@ def _plain(item: Any, now: float) -> str:
     return one_line(item)
 
 
+_INITIALS = frozenset({"id", "uid", "ip", "os", "cpu", "url"})
+
+
 def _title(key: str) -> str:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_-]", " ", one_line(key)).split()
-    return " ".join(word[:1].upper() + word[1:] for word in words)
+    return " ".join(word.upper() if word.lower() in _INITIALS else word[:1].upper() + word[1:] for word in words)

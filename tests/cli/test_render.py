@@ -75,6 +75,7 @@ def test_a_description_of_a_task_reads_well() -> None:
         "status": {
             "phase": "completed",
             "startedAt": "2023-11-14T22:13:15Z",
+            "usage": {"cpuSeconds": 0.0125, "peakMemoryBytes": 65536, "share": 0.5, "wallSeconds": {"run": 1.5}},
             "conditions": [{"type": "Started", "status": "True"}],
         },
     }
@@ -91,6 +92,12 @@ def test_a_description_of_a_task_reads_well() -> None:
         "Status:",
         "  Phase:       completed",
         "  Started At:  2023-11-14T22:13:15Z (5s ago)",
+        "  Usage:",
+        "    CPU Seconds:        12.5 ms",
+        "    Peak Memory Bytes:  64 KiB",
+        "    Share:              0.5",
+        "    Wall Seconds:",
+        "      Run:  1.5 s",
         "  Conditions:",
         "    - Type:    Started",
         "      Status:  True",
