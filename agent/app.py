@@ -329,7 +329,7 @@ async def _serve(settings: NodeSettings) -> None:
     """Run the node until the first signal. It is then left in order, not cancelled: a goodbye needs the broker."""
     notifier = Notifier.from_environment()
     ending = anyio.Event()
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:

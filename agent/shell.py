@@ -53,6 +53,7 @@ T = TypeVar("T")
 _TURN_MAX = 512
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 30.0
+_BEYOND_THE_LAST = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Shell:
         self._inbox: deque[LinkEvent | Event] = deque()
         self._wake = anyio.Event()
         self._turned = anyio.Event()
+        self._asked = anyio.Event()
         self._artefacts: dict[RunKey, Artefact] = {}
         self._preparing: dict[RunKey, anyio.CancelScope] = {}
         self._cancelled: set[RunKey] = set()
@@ -117,6 +119,7 @@ class Shell:
             tasks.start_soon(self._outbox.serve, name="outbox")
             tasks.start_soon(self._keep_time, name="backoff timer")
             tasks.start_soon(self._presence.serve, link, name="presence")
+            tasks.start_soon(self._introduce, name="introductions")
             ready()
             while True:
                 await self._wake.wait()
@@ -126,9 +129,10 @@ class Shell:
                     await self._turn(batch)
 
     async def proof_of_life(self) -> None:
-        """Return once the loop has taken another turn."""
+        """Return once the loop has taken another turn and the journal has answered."""
         self.put(Tick())
         await self._turned.wait()
+        await self._persist(lambda: self._journal.pending(_BEYOND_THE_LAST, 1))
 
     # --- a turn ---------------------------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class Shell:
                     deliveries.append(item)
                     event = await self._interpret(item)
                 case Connected():
-                    await self._on_connected()
+                    self._on_connected()
                 case Disconnected(reason):
                     log.warning("not connected to the broker: %s", reason)
                 case _:
@@ -204,7 +208,7 @@ class Shell:
             case wire.Invoke():
                 await self._on_invoke(message)
             case wire.Hello():
-                self._tasks.start_soon(self._introduce)
+                self._asked.set()
         return None
 
     def _refuse(self, route: Route, error: codec.WireError) -> Event | None:
@@ -231,16 +235,22 @@ class Shell:
         answer = wire.InvokeResult(invoke.id, invoke.invocation_id, self._presence.proplet_id, error=error)
         self._tasks.start_soon(self._presence.tell, self._link, Route.INVOKE_RESULTS, answer)
 
-    async def _on_connected(self) -> None:
+    def _on_connected(self) -> None:
         log.info("connected to the broker")
         self._outbox.wake(from_start=True)
-        self._tasks.start_soon(self._introduce)
+        self._asked.set()
 
     async def _introduce(self) -> None:
-        """Say who we are and what we hold; what ended and was not yet acknowledged still counts as held."""
-        undelivered = await self._persist(self._journal.unsent_attempts)
-        finished = tuple(wire.InventoryItem(key.task_id, key.run, "finished") for key in undelivered)
-        await self._presence.introduce(self._link, (*self._core.inventory(), *finished))
+        """Whenever it was asked, say who we are and what we hold; a crowd that asks at once is answered once.
+
+        What ended and was not yet acknowledged still counts as held.
+        """
+        while True:
+            await self._asked.wait()
+            self._asked = anyio.Event()
+            undelivered = await self._persist(self._journal.unsent_attempts)
+            finished = tuple(wire.InventoryItem(key.task_id, key.run, "finished") for key in undelivered)
+            await self._presence.introduce(self._link, (*self._core.inventory(), *finished))
 
     # --- effects ------------------------------------------------------------------------------------------------------
 
@@ -255,7 +265,7 @@ class Shell:
             case Deliver():
                 self._outbox.wake()
             case TellInventory():
-                self._tasks.start_soon(self._introduce)
+                self._asked.set()
             case Note(text, task_id, warning):
                 log.log(logging.WARNING if warning else logging.INFO, "task %s: %s", task_id, text)
 
