@@ -74,6 +74,9 @@ async def _run(
         _own_directory(settings.node.state_dir)
         async with open_modules(parts.modules_settings(settings)) as modules:
             artefact = await _prepared(modules, options, data)
+            if options.invoke:
+                stored = parts.modules_settings(settings).store_dir / "blobs" / artefact.module_digest.replace(":", "/")
+                _check_export(await anyio.Path(stored).read_bytes(), options.invoke)
             async with open_runtime(parts.runtime_settings(settings), modules) as runtime:
                 outcome = await runtime.run(job(artefact))
     except (ModuleError, StorageError) as error:
@@ -88,8 +91,6 @@ async def _run(
 
 
 async def _prepared(modules: Modules, options: argparse.Namespace, data: bytes | None) -> Artefact:
-    if data is not None and options.invoke:
-        _check_export(data, options.invoke)
     digest = await modules.keep(data) if data is not None else None
     wanted = ModuleWanted(module_digest=digest, image_url="" if digest else options.module)
     with progress(quiet=options.quiet) as told:

@@ -78,6 +78,10 @@ def _mqtt(mqtt: MqttTable, *, own_broker: bool) -> Iterator[tuple[str, str]]:
 
 
 def _address(address: str) -> Iterator[tuple[str, str]]:
+    if "@" in address:
+        # Said before anything shows the address: it holds a password.
+        yield "mqtt.address", "must not hold a user and a password: use mqtt.client_id and mqtt.client_key_file"
+        return
     try:
         parse_address(address)
     except AddressError as error:

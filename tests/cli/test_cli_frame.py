@@ -13,7 +13,7 @@ import pytest
 from tests.cli.command import COMMAND, environment, proplet_now
 
 HEAVY = {
-    "aiomqtt", "amqtt", "anyio", "asyncio", "cbor2", "dataclasses", "http.client", "oras", "psutil", "requests", "rich",
+    "aiomqtt", "amqtt", "anyio", "asyncio", "cbor2", "http.client", "oras", "psutil", "requests", "rich",
     "shtab", "sqlite3", "starlette", "tomllib", "uvicorn", "wasmtime", "yaml",
 }  # fmt: skip
 

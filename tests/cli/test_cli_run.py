@@ -7,6 +7,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from tests.cli.command import Done, proplet_now
+from tests.support.registry import ADDITION, PASSWORD, USER, running_registry
 
 ADD = '(func (export "main") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)'
 LOOP = '(func (export "main") (loop (br 0)))'
@@ -125,3 +126,26 @@ def test_a_registry_that_does_not_answer_is_said(home: Path) -> None:
         code, out, err = proplet_now(home, ["run", "-q", f"127.0.0.1:{port}/math/add:1"])
     assert (code, out) == (1, "")
     assert err.startswith(f"proplet: error: registry 127.0.0.1:{port}")
+
+
+@pytest.mark.registry
+def test_an_image_is_pulled_with_the_credentials_of_the_configuration(home: Path) -> None:
+    with running_registry(home / "registry", basic=True) as registry:
+        registry.push("math/add", "1", ADDITION)
+        image = f"{registry.address}/math/add:1"
+        refused = proplet_now(home, ["run", "-q", image, "10", "32"])
+        assert (refused.code, refused.out) == (1, "")
+        (home / "password").write_text(PASSWORD)
+        (home / "password").chmod(0o600)
+        (home / "p.toml").write_text(
+            f"[broker]\n[registries.'{registry.address}']\nusername = '{USER}'\npassword_file = 'password'\n"
+        )
+        options = ("--config", "p.toml", "--invoke")
+        pulled = proplet_now(home, ["run", *options, "main", image, "10", "32"])
+        assert (pulled.code, pulled.out) == (0, "42\n")
+        assert pulled.err.startswith("fetching")
+        assert "fetch " in pulled.err.splitlines()[-1]
+        mistyped = proplet_now(home, ["run", "-q", *options, "mian", image, "10", "32"])
+    assert (mistyped.code, "did you mean `main`?" in mistyped.err) == (1, True)
+    again = proplet_now(home, ["run", "-q", image, "1", "2"])
+    assert again == (0, "3\n", "")

@@ -340,3 +340,15 @@ def test_a_file_that_is_not_there_is_not_missed_when_the_variables_say_it_all(ho
 @pytest.mark.parametrize(("word", "level"), [("TRACE", LogLevel.DEBUG), ("warning", LogLevel.WARN)])
 def test_other_programs_levels_are_understood(home: Path, word: str, level: LogLevel) -> None:
     assert load(None, environ(home, PROPLET_LOG_LEVEL=word)).node.log_level is level
+
+
+def test_a_password_in_the_address_is_refused_without_showing_it(home: Path) -> None:
+    said = problems(None, environ(home, PROPLET_MQTT_ADDRESS="tcp://me:s3cret@broker:1883"))
+    assert "mqtt.address: must not hold a user and a password" in said
+    assert "s3cret" not in said
+
+
+def test_a_secret_of_the_wrong_type_is_refused_without_showing_it(home: Path) -> None:
+    said = problems(write(home / "p.toml", "[broker]\n[mqtt]\nclient_key = 123456\n"), environ(home))
+    assert "mqtt.client_key: expected text in quotes" in said
+    assert "123456" not in said
