@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from proplet.agent.wire import InventoryItem, Reason, RestartPolicy
+from proplet.agent.wire import FederatedUpdate, InventoryItem, Reason, RestartPolicy
 from proplet.manager import broadcast, outcome
 from proplet.manager.command import start_of, stop_of
 from proplet.manager.exchange import (
@@ -119,10 +119,16 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
 
 
 def _counts(status: TaskStatus, signal: Ended) -> bool:
-    """Whether a result is the current attempt's. Peers of the reference send no attempt, in one case not even an id."""
-    if signal.result.proplet_id not in ("", status.proplet_id):
-        return False
-    return signal.attempt is None or signal.attempt == status.attempt
+    """Whether a result is the current attempt's.
+
+    Peers of the reference send no attempt and, with a federated update, name themselves only inside of it.
+    """
+    result = signal.result
+    sender: str | None = result.proplet_id
+    if not sender and signal.attempt is None:
+        inside = result.results.proplet_id if isinstance(result.results, FederatedUpdate) else ""
+        sender = inside or status.proplet_id
+    return sender == status.proplet_id and signal.attempt in (None, status.attempt)
 
 
 def _may_run_twice(task: Task, fleet: Fleet) -> bool:

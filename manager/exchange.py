@@ -89,7 +89,7 @@ class Unsendable:
 
 @dataclass(frozen=True, slots=True)
 class SessionLost:
-    """The broker does not remember us: what it held for proplets may be gone, and what they sent us, too."""
+    """What was under way may be gone: the broker has forgotten its sessions, or a proplet without memory restarted."""
 
 
 Signal = Holds | Lacks | Handed | Ended | Unsendable | SessionLost

@@ -20,7 +20,7 @@ from proplet.agent.wire import (
     TaskMetrics,
 )
 from proplet.manager.core import UNDER_WAY, stray
-from proplet.manager.exchange import Ended, Holds, Lacks, Signal
+from proplet.manager.exchange import Ended, Holds, Lacks, SessionLost, Signal
 from proplet.manager.model import Task
 from proplet.manager.observed import Observed
 from proplet.manager.roster import Roster
@@ -64,7 +64,7 @@ class Hearing:
             case Alive():
                 self._roster.heard(message)
             case Discovery():
-                self._roster.discovered(message)
+                self._discovered(message)
             case Inventory():
                 self._inventory(message)
             case Progress():
@@ -78,6 +78,12 @@ class Hearing:
             case InvokeResult() | _:
                 pass
         done()
+
+    def _discovered(self, message: Discovery) -> None:
+        self._roster.discovered(message)
+        if message.ext is None:  # the reference's proplets say it once, when they start, and remember nothing
+            for uid in self._tell.held_by(message.proplet_id):
+                self._tell.signal(uid, SessionLost(), nothing_to_do)
 
     def _result(self, result: Result, done: Callable[[], None]) -> None:
         if self._tell.task(result.task_id) is None:

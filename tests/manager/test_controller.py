@@ -505,3 +505,47 @@ async def test_somebody_else_changing_the_task_meanwhile_loses_nothing(node: Nod
     await node.store.put(replace(fresh, meta=replace(fresh.meta, labels={"n": "last"})))
     done = await node.ended("add")
     assert (done.status.phase, done.meta.labels, len(pi.started)) == (Phase.COMPLETED, {"n": "last"}, 1)
+
+
+async def test_a_proplet_of_the_reference_that_restarted_gets_its_tasks_again(node: Node) -> None:
+    old = node.proplet("old", ours=False)
+    await node.create("add")
+    never = await node.create("never", restart_policy=RestartPolicy.NEVER)
+    await running(node, "add")
+    await running(node, "never")
+    old.forget_everything()
+    old.appear()
+    await eventually(lambda: len(old.started) == 3)
+    assert never.id not in {uid for uid, _ in old.held}
+
+
+async def test_a_controller_that_fell_behind_lists_again() -> None:
+    store = MemoryStore(history=2)
+    async with open_node(store) as node:
+        node.proplet("pi-1", instant=True)
+        gone = await node.create("gone", held=True)
+        for n in range(30):
+            await node.create(f"t-{n}")
+        await node.store.delete(Kind.TASK, gone.meta.key)
+        with anyio.fail_after(8):
+            while any(t.status.phase not in TERMINAL for t in (await store.list(Kind.TASK)).items):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert node.controller._book.get(gone.id) is None
+
+
+async def test_a_store_that_is_away_for_a_while_loses_nothing() -> None:
+    class Flaky(MemoryStore):
+        failures = 0
+
+        async def record(self, resource: Resource) -> Resource:
+            self.failures += 1
+            if self.failures % 3:
+                raise StoreUnavailableError("the disk is full")
+            return await super().record(resource)
+
+    async with open_node(Flaky()) as node:
+        node.proplet("pi-1", instant=True)
+        for n in range(5):
+            await node.create(f"t-{n}")
+        for n in range(5):
+            assert (await node.ended(f"t-{n}", within=30.0)).status.attempt == 1

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from proplet.agent.wire import InventoryItem, Limits, Reason, RestartPolicy
+from proplet.agent.wire import FederatedUpdate, InventoryItem, Limits, Reason, RestartPolicy, Result
 from proplet.manager import outcome
 from proplet.manager.core import stray
+from proplet.manager.exchange import Ended
 from proplet.manager.model import PropletSelector, Resources, TaskStatus
 from proplet.manager.phases import TERMINAL, TRANSITIONS, Happening, IllegalTransitionError, Phase, advance
 from proplet.manager.world import World
@@ -229,8 +230,18 @@ def test_a_result_without_an_attempt_counts_for_the_current_one_of_that_proplet_
     assert told.result("a", attempt=None, error="boom").status.phase is Phase.FAILED
 
 
-def test_a_federated_result_without_a_proplet_counts() -> None:
-    assert story("a", tells=False).look().result("", attempt=None).status.phase is Phase.COMPLETED
+def test_a_federated_result_names_its_proplet_only_inside() -> None:
+    told = story("a", tells=False).look()
+    update = FederatedUpdate("uid-1", "round-1", "b", 3, b"weights")
+    assert told.look(Ended(Result("uid-1", "", update))).status.phase is Phase.RUNNING
+    told.look(Ended(Result("uid-1", "", replace(update, proplet_id="a"))))
+    assert told.status.phase is Phase.COMPLETED
+    assert '"round_id": "round-1"' in (told.status.results or "")
+
+
+def test_a_failed_federated_round_names_no_proplet_at_all() -> None:
+    told = story("a", tells=False).look().result("", results="", attempt=None, error="boom")
+    assert told.status.phase is Phase.FAILED
 
 
 # --- interruptions and losses ----------------------------------------------------------------------------------------
