@@ -99,6 +99,7 @@ _REASONS: Final = {
 def _compile(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from wasmtime import Engine, Module, WasmtimeError
 
+    from proplet.agent.builder_sections import SectionError, declared
     from proplet.agent.cache import CacheError, Record, device_key, publish
     from proplet.agent.host_engine import configuration
 
@@ -108,12 +109,22 @@ def _compile(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     tell("compiling", 0, len(data))
     try:
         module = Module(Engine(configuration(metered=fields["metered"])), data)
-        has_memory = _defines_memory(data)
+        outside = declared(data)
         del data
         code = module.serialize()
     except WasmtimeError as error:
         raise _refused(str(error)) from error
-    record = Record(fields["module_digest"], fields["metered"], has_memory, len(code))
+    except SectionError as error:
+        raise BuildError("not_supported", str(error)) from error
+    record = Record(
+        module_digest=fields["module_digest"],
+        metered=fields["metered"],
+        size=len(code),
+        has_memory=outside.has_memory,
+        imports=outside.imports,
+        functions=outside.functions,
+        memories=outside.memories,
+    )
     try:
         publish(out, code, record, device_key(Path(fields["key_dir"])))
     except CacheError as error:
@@ -143,28 +154,6 @@ def _refused(message: str) -> BuildError:
     if young or "multiple memories" in text:
         return BuildError("not_supported", f"the module needs a WebAssembly feature that is off here: {text}")
     return BuildError(INVALID, f"not a valid WebAssembly module: {text}")
-
-
-def _defines_memory(data: bytes) -> bool:
-    """Whether a valid core module has a memory section. Source: WebAssembly core specification, binary format."""
-    at = 8
-    while at < len(data):
-        section = data[at]
-        size, at = _unsigned(data, at + 1)
-        if section == 5:
-            return _unsigned(data, at)[0] > 0
-        at += size
-    return False
-
-
-def _unsigned(data: bytes, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -62,12 +62,15 @@ class RottenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a compiled file. `has_memory` says whether the module defines a linear memory at all."""
+    """What is known of a compiled file. `functions` are the exported ones, as (parameters, results) by name."""
 
     module_digest: str
     metered: bool
-    has_memory: bool
     size: int
+    has_memory: bool
+    imports: Sequence[Sequence[str]] = ()
+    functions: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    memories: Sequence[str] = ()
     code: str = ""
 
 
@@ -212,7 +215,7 @@ def _read_record(path: Path) -> Record:
         record = Record(**fields)
     except (ValueError, TypeError) as error:
         raise RottenError(f"{_record_path(path)} is no record") from error
-    kinds = {"module_digest": str, "metered": bool, "has_memory": bool, "size": int, "code": str}
+    kinds = {"module_digest": str, "metered": bool, "size": int, "has_memory": bool, "code": str, "functions": dict}
     if any(type(getattr(record, name)) is not kind for name, kind in kinds.items()):
         raise RottenError(f"{_record_path(path)} is no record")
     return record

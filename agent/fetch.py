@@ -20,7 +20,7 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from proplet.agent.cache import CompileCache, Record
+from proplet.agent.cache import CompileCache
 from proplet.agent.fetch_builders import Builders
 from proplet.agent.ports import (
     Artefact,
@@ -129,13 +129,18 @@ class StoredModules(Modules):
         )
         self._flights: dict[ModuleWanted, _Flight] = {}
         self._kept: OrderedDict[str, None] = OrderedDict()
-        self._compiled: OrderedDict[Path, Record] = OrderedDict()
+        self._compiled: OrderedDict[Path, int] = OrderedDict()
         self._images: OrderedDict[tuple[str, str | None], tuple[str, str]] = OrderedDict()
         self._index_seen: tuple[int, int] | None = None
 
     async def aclose(self) -> None:
         """End the idle builders."""
         await self._builders.aclose()
+
+    @property
+    def builder_pids(self) -> list[int]:
+        """The process ids of the live builders, for measuring them."""
+        return self._builders.pids
 
     async def keep(self, data: bytes) -> str:
         """Store inline bytes durably; see the port."""
@@ -188,8 +193,8 @@ class StoredModules(Modules):
                 return None
             image_digest, module_digest = found
         path = self._cache.path(module_digest, metered=wanted.metered)
-        record = self._compiled.get(path)
-        if record is None or not _has_size(path, record.size):
+        size = self._compiled.get(path)
+        if size is None or not _has_size(path, size):
             return None
         self._compiled.move_to_end(path)
         return Artefact(module_digest, path, ModuleKind.CORE, image_digest, metered=wanted.metered)
@@ -237,7 +242,7 @@ class StoredModules(Modules):
             record = await to_thread.run_sync(self._cache.find, artefact.path)
             await to_thread.run_sync(self._cache.trim, artefact.path)
         if record is not None:
-            _remember(self._compiled, artefact.path, record)
+            _remember(self._compiled, artefact.path, record.size)
         return artefact
 
     async def _fetch(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:

@@ -33,8 +33,14 @@ class Builders:
         self._compile_timeout_s = compile_timeout_s
         self._linger_s = linger_s
         self._idle: list[tuple[float, Child]] = []
+        self._live: set[Child] = set()
         self._pulls = anyio.Semaphore(4)
         self._compilations = anyio.Semaphore(1)
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the live builders."""
+        return [child.pid for child in self._live if not child.ended]
 
     async def pull(self, fields: Mapping[str, Any], progress: Callable[[Stage], None]) -> Mapping[str, Any]:
         """Pull an image into the store.
@@ -61,9 +67,7 @@ class Builders:
     async def aclose(self) -> None:
         """End the idle ones; those at work are ended by cancelling whoever waits for them."""
         while self._idle:
-            _, child = self._idle.pop()
-            child.kill()
-            await child.aclose()
+            await self._close(self._idle.pop()[1])
 
     async def _ask(self, kind: int, fields: Mapping[str, Any], progress: Callable[[Stage], None]) -> Mapping[str, Any]:
         async with self._builder() as child:
@@ -91,6 +95,7 @@ class Builders:
             try:
                 extra = _network_environment()
                 child = Child("proplet.agent.builder", [str(self._memory_bytes)], extra)
+                self._live.add(child)
             except OSError as error:
                 raise ModuleError(Reason.INTERNAL, f"no builder process can be started: {error}") from error
         try:
@@ -99,14 +104,13 @@ class Builders:
             await self._keep(child)
             raise
         except BaseException:
-            child.kill()
-            await child.aclose()
+            await self._close(child)
             raise
         await self._keep(child)
 
     async def _keep(self, child: Child) -> None:
         if child.ended:
-            await child.aclose()
+            await self._close(child)
             return
         entry = (time.monotonic(), child)
         self._idle.append(entry)
@@ -116,8 +120,12 @@ class Builders:
         await anyio.sleep(self._linger_s)
         if entry in self._idle:
             self._idle.remove(entry)
-            entry[1].kill()
-            await entry[1].aclose()
+            await self._close(entry[1])
+
+    async def _close(self, child: Child) -> None:
+        self._live.discard(child)
+        child.kill()
+        await child.aclose()
 
     def _failure(self, reason: str, message: str) -> ModuleError | StorageError:
         if reason == STORAGE:

@@ -165,4 +165,4 @@ def _memory_hint(guest: Guest) -> str:
     """A guest that is refused memory traps in its own way; say so where that is likely what happened."""
     note_memory(guest.run, host_ffi.context(guest.store))
     used, allowed = guest.run.memory_bytes or 0, guest.order.memory_bytes
-    return f"; its memory stood at {used} of the {allowed} bytes allowed" if used > 0.9 * allowed else ""
+    return f"; its memory stood at {used} of the {allowed} bytes allowed" if used >= allowed / 2 else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wasmtime import Config, Engine, FuncType, InstancePre, Linker, MemoryType, Module, WasmtimeError
+from wasmtime import Config, Engine, InstancePre, Linker, Module, WasmtimeError
 
 from proplet.agent import wasi
 from proplet.agent.cache import FEATURES, RottenError, verify
@@ -113,15 +113,13 @@ class Library:
             module = Module.deserialize_file(engine, str(path))
         except WasmtimeError as error:
             raise RottenError(f"{path}: {error}") from error
-        instance_pre = _link(linker, module)
-        exports = [(export.name, export.type) for export in module.exports]
         return Loaded(
             engine=engine,
-            instance_pre=instance_pre,
-            functions={name: _signature(kind) for name, kind in exports if isinstance(kind, FuncType)},
-            memories=tuple(name for name, kind in exports if isinstance(kind, MemoryType)),
+            instance_pre=_link(linker, module, [(item[0], item[1]) for item in record.imports]),
+            functions={name: Signature(tuple(kind[0]), tuple(kind[1])) for name, kind in record.functions.items()},
+            memories=tuple(record.memories),
             has_memory=record.has_memory,
-            uses_wasi=any(item.module == wasi.MODULE for item in module.imports),
+            uses_wasi=any(item[0] == wasi.MODULE for item in record.imports),
             size=record.size,
         )
 
@@ -135,16 +133,12 @@ class Library:
         return made
 
 
-def _signature(kind: FuncType) -> Signature:
-    return Signature(tuple(str(item) for item in kind.params), tuple(str(item) for item in kind.results))
-
-
-def _link(linker: Linker, module: Module) -> InstancePre:
+def _link(linker: Linker, module: Module, imports: list[tuple[str, str]]) -> InstancePre:
     try:
         return linker.instantiate_pre(module)
     except WasmtimeError as error:
         message = str(error).strip()
-        wanted = [f"{item.module}::{item.name}" for item in module.imports if item.module != wasi.MODULE]
+        wanted = [f"{place}::{name}" for place, name in imports if place != wasi.MODULE]
         if "unknown import" in message and wanted:
             raise LoadError("missing_import", f"nothing here provides the import {_named(wanted)}") from error
         raise LoadError("missing_import", _first_line(message)) from error

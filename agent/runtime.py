@@ -127,6 +127,16 @@ class WorkerRuntime(Runtime):
         self._closed = False
 
     @property
+    def slots(self) -> int:
+        """How many jobs with a wall limit run at once."""
+        return self._settings.max_running
+
+    def warm(self) -> None:
+        """Start the shared worker now, so that the next job need not wait for it. It may be stopped as idle again."""
+        if self._shared is None and not self._closed:
+            self._shared = self._open_link(solo=False)
+
+    @property
     def worker_pids(self) -> list[int]:
         """The process ids of the live workers, for measuring them."""
         return [link.pid for link in self._links if link.pid is not None]

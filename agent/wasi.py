@@ -200,9 +200,8 @@ def _file_event(run: Run, user: int, tag: int, fd: int) -> bytes:
     if fd in {0, 1, 2}:
         if (tag == _FD_READ) != (fd == 0):
             return _event(user, EBADF, tag)
-        return _event(
-            user, SUCCESS, tag, 1 if run.has_stdin or tag == _FD_WRITE else 0, 0 if run.has_stdin else _HANGUP
-        )
+        ended = tag == _FD_READ and not run.has_stdin
+        return _event(user, SUCCESS, tag, 0 if ended else 1, _HANGUP if ended else 0)
     return _event(user, SUCCESS if run.has_files else EBADF, tag)
 
 

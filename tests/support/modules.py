@@ -22,7 +22,7 @@ def module_digest(data: bytes) -> str:
 
 
 def padded(data: bytes, size: int) -> bytes:
-    """Return the module `data` with a custom section that makes it `size` bytes long: large to fetch, quick to compile."""
+    """Return the module `data`, made `size` bytes long by a custom section: much to fetch, little to compile."""
     name = b"\x03pad"
     room = size - len(data) - 1 - 5 - len(name)
     if room < 0:
