@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.packaging.wheel import PYPROJECT, REPOSITORY, build_sdist, build_wheel
 
 pytestmark = pytest.mark.source
