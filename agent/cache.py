@@ -138,12 +138,6 @@ class CompileCache:
                 os.utime(path)
         return record
 
-    def discard(self, path: Path) -> None:
-        """Remove a compiled file; one that a worker has loaded stays usable there."""
-        with suppress(OSError):
-            _record_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-
     def trim(self, keep: Path | None = None) -> None:
         """Remove the least recently used files until the rest fits the budget; leftovers of killed writers, too."""
         found = []
@@ -160,7 +154,7 @@ class CompileCache:
             if total <= self._budget:
                 break
             if path != keep:
-                self.discard(path)
+                discard(path)
                 total -= size
 
 
@@ -179,6 +173,13 @@ def publish(path: Path, data: bytes | bytearray, record: Record, key: bytes) -> 
         sealed = asdict(record) | {"code": code}
         _replace(_record_path(path), json.dumps(sealed).encode())
         _sync_directory(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a compiled file; one that a worker has loaded stays usable there."""
+    with suppress(OSError):
+        _record_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def verify(path: Path, key: bytes) -> Record:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from wasmtime import Config, Engine, InstancePre, Linker, Module, WasmtimeError
 
 from proplet.agent import wasi
-from proplet.agent.cache import FEATURES, RottenError, verify
+from proplet.agent.cache import FEATURES, RottenError, discard, verify
 
 KIB: Final = 1024
 # The engine aborts the process above its 2 MiB; guest threads get THREAD_STACK so that this much is always there,
@@ -98,7 +98,11 @@ class Library:
         with self._lock:  # two guests of one module must not verify its file twice; others wait some milliseconds
             if place in self._loaded:
                 return self._loaded[place], True
-            loaded = self._load(Path(path), metered, place[1])
+            try:
+                loaded = self._load(Path(path), metered, place[1])
+            except RottenError:
+                discard(Path(path))
+                raise
             self._loaded[place] = loaded
             while len(self._loaded) > 1 and sum(item.size for item in self._loaded.values()) > self._budget:
                 self._loaded.popitem(last=False)
