@@ -69,7 +69,6 @@ class MqttTable:
     client_key_file: Path | None = None
     qos: int = setting(1, least=0, most=2)  # of heartbeats and metrics; commands and results are always QoS 1
     keep_alive_s: float = setting(30.0, least=5, most=65535)
-    timeout_s: float = setting(30.0, least=1)
     max_packet_size_bytes: int = setting(10 * MIB, least=64 * KIB, most=256 * MIB)
     tls: TlsTable = field(default_factory=TlsTable)
 
@@ -109,10 +108,9 @@ class OutboxTable:
 
 @dataclass(frozen=True, slots=True)
 class RetentionTable:
-    """``[agent.results]``: how many sent results are kept, and how long, to answer a repeated start with."""
+    """``[agent.results]``: how many sent results are kept, to answer a repeated start with."""
 
     count: int = setting(10_000, least=0)
-    age_s: float = setting(7 * DAY_S, least=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,7 +311,7 @@ def test_a_socket_path_no_kernel_takes_is_refused(home: Path) -> None:
 
 
 def test_the_configuration_shown_is_one_that_gives_the_same_settings(home: Path) -> None:
-    text = "[mqtt]\ntimeout = 2.5\n[broker]\n[manager]\n[agent.limits]\ncpu = 'none'\n[registries.'r:1']\n"
+    text = "[mqtt]\nkeep_alive = 7.5\n[broker]\n[manager]\n[agent.limits]\ncpu = 'none'\n[registries.'r:1']\n"
     first = read(write(home / "p.toml", text + "insecure = true\n"), environ(home))
     shown = write(home / "shown.toml", "\n".join(show(first.settings, first.origins)))
     second = read(shown, environ(home))
