@@ -19,6 +19,7 @@ from proplet.manager import rules
 from proplet.manager.bus import BusSettings, open_bus
 from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
+from proplet.manager.model import Kind
 from proplet.manager.ports import Store, StoreUnavailableError
 from proplet.manager.seed import apply_directory
 from proplet.manager.store_memory import MemoryStore
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRUNE_EVERY_S: Final = 3600.0
+PRUNE_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,16 @@ async def _serve(
 
 
 async def _prune_now_and_then(store: Store, keep: int) -> None:
-    """Keep the store bounded: what has finished long ago is forgotten."""
+    """Keep the store bounded: what has finished long ago is forgotten, a tenth of `keep` at a time or more."""
+    tolerated = keep
     while True:
         try:
-            gone = await prune(store, keep)
+            gone = 0
+            if len((await store.list(Kind.TASK)).items) > tolerated:
+                gone = await prune(store, keep)
             if gone:
                 log.info("%d finished tasks were forgotten; the last %d are kept", gone, keep)
         except StoreUnavailableError as error:
             log.warning("finished tasks cannot be forgotten now: %s", error)
+        tolerated = keep + keep // 10
         await anyio.sleep(PRUNE_EVERY_S)

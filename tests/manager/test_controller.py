@@ -1,5 +1,6 @@
 """The controller on the memory store, with scripted proplets: whole lives of tasks, and what disturbs them."""
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -549,3 +550,23 @@ async def test_a_store_that_is_away_for_a_while_loses_nothing() -> None:
             await node.create(f"t-{n}")
         for n in range(5):
             assert (await node.ended(f"t-{n}", within=30.0)).status.attempt == 1
+
+
+@pytest.mark.parametrize("step", [10.0**9, -(10.0**9)])
+async def test_a_clock_that_is_set_while_tasks_run_loses_none(step: float) -> None:
+    offset = [0.0]
+    async with open_node(MemoryStore(), clock=lambda: time.time() + offset[0]) as node:
+        pi = node.proplet("pi-1")
+        task = await node.create("add")
+        await running(node, "add")
+        offset[0] = step
+        pi.beat()
+        for _ in range(3):
+            await anyio.sleep(0.15)
+            pi.beat()
+        pi.end(task.id, 1, error="the node was restarted", reason=Reason.INTERRUPTED)
+        await running(node, "add", attempt=2)
+        pi.end(task.id, 2, error="the node was restarted", reason=Reason.INTERRUPTED)
+        await running(node, "add", attempt=3)  # after a backoff by the new time
+        pi.finish(task.id, "42")
+        assert (await node.ended("add")).status.results == "42"
