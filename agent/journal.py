@@ -120,7 +120,8 @@ class SqliteJournal:
 
     async def unsent_attempts(self) -> Sequence[RunKey]:
         """Return the finished attempts whose result nobody has acknowledged yet."""
-        return await self._call(self._unsent_attempts)
+        noted = frozenset(self._acknowledged)
+        return await self._call(lambda: self._unsent_attempts(noted))
 
     # --- in the journal's thread -----------------------------------------------------------------------------------
 
@@ -309,8 +310,12 @@ class SqliteJournal:
         except sqlite3.Error as error:
             raise self._storage_error(error) from error
 
-    def _unsent_attempts(self) -> Sequence[RunKey]:
-        unsent = {seq for (seq,) in self._db.execute("SELECT seq FROM outbox WHERE sent = 0 AND attempt IS NOT NULL")}
+    def _unsent_attempts(self, noted: frozenset[int]) -> Sequence[RunKey]:
+        try:
+            rows = self._db.execute("SELECT seq FROM outbox WHERE sent = 0 AND attempt IS NOT NULL").fetchall()
+        except sqlite3.Error as error:
+            raise self._storage_error(error) from error
+        unsent = {seq for (seq,) in rows} - noted
         return [key for key, seq in self._outbox.items() if seq in unsent]
 
     # --- keeping it small -------------------------------------------------------------------------------------------

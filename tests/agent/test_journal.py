@@ -75,6 +75,14 @@ async def test_a_result_that_was_acknowledged_is_not_sent_again_but_can_be_repea
         assert await payloads(journal) == ["42"], "one that waits already is not doubled"
 
 
+async def test_a_result_acknowledged_a_moment_ago_is_undelivered_no_more(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "j.db") as journal:
+        await journal.commit([accepted(), outcome()])
+        assert await journal.unsent_attempts() == [KEY]
+        await journal.sent([row.seq for row in await journal.pending(0, 10)])
+        assert await journal.unsent_attempts() == []
+
+
 async def test_a_result_acknowledged_a_moment_ago_is_repeated_too(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "j.db") as journal:
         await journal.commit([accepted(), outcome()])
