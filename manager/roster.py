@@ -29,6 +29,7 @@ from proplet.manager.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
+WRITERS: Final = 8  # a whole fleet that comes back at once shares commits
 
 
 class Roster:
@@ -60,7 +61,8 @@ class Roster:
         """Keep records and registry in step, for ever."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
-            tasks.start_soon(self._write)
+            for _ in range(WRITERS):
+                tasks.start_soon(self._write)
 
     # --- what is heard ------------------------------------------------------------------------------------------------
 

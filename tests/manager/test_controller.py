@@ -570,3 +570,20 @@ async def test_a_clock_that_is_set_while_tasks_run_loses_none(step: float) -> No
         await running(node, "add", attempt=3)  # after a backoff by the new time
         pi.finish(task.id, "42")
         assert (await node.ended("add")).status.results == "42"
+
+
+async def test_nothing_is_kept_of_tasks_that_are_gone(node: Node) -> None:
+    pi = node.proplet("pi-1", instant=True)
+    for n in range(200):
+        await node.create(f"t-{n}", ttl_seconds_after_finished=0)
+    with anyio.fail_after(8):
+        while (await node.store.list(Kind.TASK)).items:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    controller = node.controller
+    await eventually(lambda: controller._queue.idle)
+    book, fleet = controller._book, controller._fleet
+    assert (book._tasks, book._contacts, book._mail, book._awaiting) == ({}, {}, {}, {})
+    assert (fleet._where, fleet.held["pi-1"], len(book._crowded), book._broadcasts) == ({}, set(), 0, set())
+    assert len(book._deleted) == 200
+    assert len(controller._errands._stops) == 0
+    assert pi.acks >= 200
