@@ -13,6 +13,7 @@ decides who waits, who is tried again and who is to blame:
 wasmtime is never imported here. An idle worker is stopped; the next job starts one.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -40,6 +41,8 @@ from proplet.agent.ports import (
 from proplet.agent.runtime_link import Link, LinkSettings, Ticket
 from proplet.agent.wire import Reason
 from proplet.agent.worker_orders import STALE, Report, Setup
+
+_log = logging.getLogger(__name__)
 
 _MIB: Final = 1024 * 1024
 _SOLO_WORKERS: Final = 2
@@ -278,6 +281,11 @@ class WorkerRuntime(Runtime):
         link.tickets.clear()
         if link is self._shared:
             self._shared = None
+        if link.was_idle:
+            return
+        _log.warning("a worker %s after %d jobs were given to it", _past(link.end), link.given)
+        for line in link.last_errors.splitlines()[-5:]:
+            _log.warning("its last words: %s", line)
         lived_s = time.monotonic() - link.started_at
         if tickets or lived_s < _SETTLED_S:
             self._crashes = self._crashes + 1 if lived_s < _SETTLED_S else 1

@@ -85,6 +85,9 @@ class Link:
         self.closing = False
         self.refusal: str | None = None
         self.end = ""
+        self.was_idle = False
+        self.last_errors = ""
+        self.given = 0
         self.started_at = 0.0
         self.offenders: dict[int, str] = {}
         self._settings = settings
@@ -105,6 +108,7 @@ class Link:
     def give(self, tickets: list[Ticket]) -> None:
         """Hand jobs over; before the worker has started they wait here."""
         now = time.monotonic()
+        self.given += len(tickets)
         for ticket in tickets:
             ticket.link = self
             ticket.sent_at = now if self._child else 0.0
@@ -151,6 +155,7 @@ class Link:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._mind)
                 self._send([[SETUP, self._settings.setup]])
+                self.given = 0
                 self.give(list(self.tickets.values()))
                 await self._listen(child)
                 self._tasks.cancel_scope.cancel()
@@ -158,6 +163,7 @@ class Link:
             self._tasks = None
             self.closing = True
             child.kill() if self.tickets else None
+            self.last_errors = child.last_errors()
             await child.aclose()
             self.end = self.end or child.exit_text()
             self._child = None
@@ -205,8 +211,7 @@ class Link:
                 with anyio.move_on_after(settings.idle_s):
                     await self._busy.wait()
                 if not self.tickets:
-                    self.closing = True
-                    self.end = "was idle"
+                    self.closing = self.was_idle = True
                     child.kill()
                     return
                 self._heard_at = time.monotonic()
