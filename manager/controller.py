@@ -361,6 +361,8 @@ class Controller:
         contact = self._book.contacts(uid).of(proplet_id, task.status.attempt, mono, ask_at=mono)
         signal = await send(effect, contact, bus, self._policy, self._monotonic, tells=tells)
         self._wake(uid, contact.ask_at if isinstance(effect, SendStart) else contact.stop_at)
+        if contact.stops > 1:  # perhaps it does not hold the task at all: its inventory will tell
+            self._errands.ask(mono)
         if signal is not None:
             self._signal(uid, signal, nothing_to_do)
 

@@ -50,6 +50,12 @@ class Errands:
             self._stops.popitem(last=False)
         self._something.set()
 
+    def ask(self, mono: float) -> None:
+        """Ask everybody what they hold, unless that was done a moment ago."""
+        if self._up and mono - self._hello_at >= self._policy.confirm_s:
+            self._hello_at, self._hello_due = mono, True
+            self._something.set()
+
     def tick(self, mono: float) -> None:
         """Ask everybody again now and then: an inventory that was lost would otherwise never be missed."""
         if self._hello_at == 0.0:

@@ -21,7 +21,7 @@ from proplet.manager.model import Key, Kind, Meta, Proplet, PropletPhase, Prople
 from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.ports import BusError, ChangeType, NotFoundError, NotRunningError, StoreUnavailableError
 from proplet.manager.store_memory import MemoryStore
-from tests.manager.fakes import FakeBus, Node, eventually, open_node
+from tests.manager.fakes import FAST, FakeBus, Node, eventually, open_node
 
 pytestmark = pytest.mark.anyio
 
@@ -587,3 +587,18 @@ async def test_nothing_is_kept_of_tasks_that_are_gone(node: Node) -> None:
     assert len(book._deleted) == 200
     assert len(controller._errands._stops) == 0
     assert pi.acks >= 200
+
+
+async def test_a_stop_of_a_task_that_never_reached_its_proplet_ends_with_the_next_inventory() -> None:
+    async with open_node(MemoryStore(), policy=replace(FAST, hello_every_s=1000.0, silence_s=60.0)) as node:
+        node.proplet("pi-1")
+        node.bus.drop = True
+        task = await node.create("add")
+        await eventually(lambda: len(node.bus.starts) == 1)
+        await node.controller.stop(task.id)
+        node.bus.drop = False
+        done = await node.ended("add")
+        assert (done.status.phase, done.status.error) == (
+            Phase.INTERRUPTED,
+            "stopped; proplet pi-1 no longer held it",
+        )
