@@ -167,7 +167,7 @@ async def _start_broker(
     directory = settings.node.state_dir / "broker"
     try:
         identities = await anyio.to_thread.run_sync(
-            lambda: load_or_create_identities(directory, [settings.node.id], _manager_id(settings))
+            lambda: load_or_create_identities(directory, [settings.node.id, *given.proplets], _manager_id(settings))
         )
         tls = None
         if given.tls_cert_file and given.tls_key_file:
@@ -182,6 +182,8 @@ async def _start_broker(
             tls=tls,
             max_connections=given.max_connections,
             max_message_bytes=given.max_packet_size_bytes,
+            max_queued_bytes=given.max_queued_size_bytes,
+            max_queued_messages=given.max_queued_messages,
         )
         broker = await stack.enter_async_context(open_broker(wanted, identities))
     except (BrokerError, CredentialsError, ValueError) as error:

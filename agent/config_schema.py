@@ -186,6 +186,8 @@ class BrokerTable:
     # Of one client that is away or slow.
     max_queued_size_bytes: int = setting(16 * MIB, least=64 * KIB)
     max_queued_messages: int = setting(10_000, least=1)
+    # Ids of other devices: each gets a secret, kept in broker/broker-credentials.json of the state directory.
+    proplets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

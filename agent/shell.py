@@ -249,7 +249,7 @@ class Shell:
             await self._asked.wait()
             self._asked = anyio.Event()
             undelivered = await self._persist(self._journal.unsent_attempts)
-            finished = tuple(wire.InventoryItem(key.task_id, key.run, "finished") for key in undelivered)
+            finished = tuple(wire.InventoryItem(key.task_id, key.run, wire.FINISHED) for key in undelivered)
             await self._presence.introduce(self._link, (*self._core.inventory(), *finished))
 
     # --- effects ------------------------------------------------------------------------------------------------------

@@ -126,6 +126,10 @@ class Hello:
     ext: Announcement | None = None
 
 
+#: The state of an inventory's item whose task has ended: its result was not yet acknowledged by the broker.
+FINISHED = "finished"
+
+
 @dataclass(frozen=True, slots=True)
 class InventoryItem:
     """One task a proplet holds, by its own account. `state` is the device's word, `since` an epoch time."""

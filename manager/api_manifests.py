@@ -58,13 +58,13 @@ async def list_resources(context: Context, request: Request) -> Response:
     listing = await context.store.list(kind_of(request.path_params["kind"]))
     namespace = request.query_params.get("namespace")
     wanted = [item for item in listing.items if namespace in {None, item.meta.namespace}]
-    return reply({"items": await rendered(wanted, to_manifest), "version": listing.version})
+    return reply({"items": await rendered(wanted, context.manifest), "version": listing.version})
 
 
 async def get_resource(context: Context, request: Request) -> Response:
     """Answer one resource as a manifest."""
     found = await context.store.get(kind_of(request.path_params["kind"]), _key(request))
-    return reply(to_manifest(found), headers=etag(found.meta.version))
+    return reply(context.manifest(found), headers=etag(found.meta.version))
 
 
 async def delete_resource(context: Context, request: Request) -> Response:

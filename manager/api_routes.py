@@ -6,8 +6,8 @@ document all come from this table (`api_table`).
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import anyio
 from starlette.requests import Request
@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proplet.manager.api_http import BodyRules, ProblemError, problem_of, unavailable
 from proplet.manager.api_stats import Stats
+from proplet.manager.manifest import to_manifest
+from proplet.manager.model import Proplet, Resource
 from proplet.manager.ports import Control, Store
 
 
@@ -58,6 +60,14 @@ class Context:
     stats: Stats = field(default_factory=Stats)
     closing: anyio.Event = field(default_factory=anyio.Event)
     parsing: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+
+    def manifest(self, resource: Resource) -> dict[str, Any]:
+        """Return a resource as its manifest; when a proplet was last heard is told as of now, not as last written."""
+        if isinstance(resource, Proplet):
+            seen = self.control.liveness(resource.id).last_seen
+            if seen > resource.status.last_seen:
+                resource = replace(resource, status=replace(resource.status, last_seen=seen))
+        return to_manifest(resource)
 
 
 Handler = Callable[[Context, Request], Awaitable[Response]]

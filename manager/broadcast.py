@@ -56,9 +56,9 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
     if status.phase not in (Phase.SCHEDULED, Phase.RUNNING):
         return status
     match signal:
-        case Holds(proplet_id, attempt) if attempt in (None, status.attempt):
+        case Holds(proplet_id, attempt, ended) if attempt in (None, status.attempt):
             if (entry := _open_entry(status, proplet_id)) is not None:
-                _contact(task, proplet_id, contacts, world, at).hear(at.mono, world.policy)
+                _contact(task, proplet_id, contacts, world, at).hear(at.mono, world.policy, ended=ended)
                 status = _with(status, {**entry, "phase": Phase.RUNNING.value})
                 return outcome.confirmed(status, at.wall)
         case Handed(_, attempt) if attempt == status.attempt:

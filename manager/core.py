@@ -100,8 +100,8 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
         return status
     contact = contact_of(task, status.proplet_id, contacts, world, at)
     match signal:
-        case Holds(proplet_id, attempt) if proplet_id == status.proplet_id and attempt in (None, status.attempt):
-            contact.hear(at.mono, world.policy)
+        case Holds(proplet_id, attempt, ended) if proplet_id == status.proplet_id and attempt in (None, status.attempt):
+            contact.hear(at.mono, policy, ended=ended)
             return outcome.confirmed(status, at.wall)
         case Handed(proplet_id, attempt) if proplet_id == status.proplet_id and attempt == status.attempt:
             return outcome.confirmed(status, at.wall) if status.phase is Phase.SCHEDULED else status

@@ -46,10 +46,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """A proplet says that it holds an attempt of the task (None: it does not say which)."""
+    """A proplet says that it holds an attempt of the task (None: it does not say which).
+
+    `ended`: it has finished it, and its result is on the way.
+    """
 
     proplet_id: str
     attempt: int | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,13 @@ class Contact:
         self.ask_at = mono + 1.0
         self.stop_at = mono + 1.0
 
-    def hear(self, mono: float, policy: Policy) -> None:
-        """The proplet holds it. Inventories are asked for all the time, so its word holds for a few of them only."""
+    def hear(self, mono: float, policy: Policy, *, ended: bool = False) -> None:
+        """The proplet holds it. Inventories are asked for all the time, so its word holds for a few of them only.
+
+        A result that is said to be on the way may have passed while the broker had forgotten us: it is soon asked for.
+        """
         self.heard, self.missing, self.sends = True, False, 0
-        self.ask_at = mono + HELLOS_MISSED * policy.hello_every_s
+        self.ask_at = mono + (2 * policy.confirm_s if ended else HELLOS_MISSED * policy.hello_every_s)
 
     def miss(self, mono: float, policy: Policy) -> None:
         """The proplet does not hold it; a result or the start may still be in flight."""

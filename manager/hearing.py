@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proplet.agent.wire import (
+    FINISHED,
     Alive,
     Discovery,
     Inventory,
@@ -95,12 +96,14 @@ class Hearing:
         """It lists everything the proplet holds, so it also says what it does not hold."""
         proplet_id, named = inventory.proplet_id, set[str]()
         for item in inventory.tasks:
-            task = self._tell.task(item.id)
+            task, ended = self._tell.task(item.id), item.state == FINISHED
+            if ended and stray(task, proplet_id, item):
+                continue  # its result is on the way and will be acknowledged; there is nothing to stop
             if stray(task, proplet_id, item) or (task is None and self._tell.deleted(item.id)):
                 self._tell.unwanted(item.id, proplet_id, item.attempt)
             elif task is not None:
                 named.add(item.id)
-                self._tell.signal(item.id, Holds(proplet_id, item.attempt), nothing_to_do)
+                self._tell.signal(item.id, Holds(proplet_id, item.attempt, ended), nothing_to_do)
         for uid in self._tell.held_by(proplet_id) - named:
             self._tell.signal(uid, Lacks(proplet_id), nothing_to_do)
 
