@@ -1,7 +1,7 @@
 """A manager on the wire as a process of its own: starts tasks and times their results.
 
-``python -m tests.bench.load_tasks PARAMETERS``, both ways JSON. At most `window` tasks are under way at once; 1 measures
-latency. Every result must be the right one, or this fails.
+``python -m tests.bench.load_tasks PARAMETERS``, both ways JSON. At most `window` tasks are under way at once; one
+measures latency. Every result must be the right one, or this fails.
 """
 
 import asyncio

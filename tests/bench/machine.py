@@ -3,7 +3,9 @@
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
+from statistics import median
 
 
 def facts(scratch: Path) -> dict[str, str]:
@@ -15,6 +17,7 @@ def facts(scratch: Path) -> dict[str, str]:
         "Python": platform.python_version(),
         "mosquitto": _mosquitto(),
         "disk": f"{scratch} on {_file_system(scratch)}",
+        "4 KiB made durable": sync_ms(scratch),
     }
 
 
@@ -56,3 +59,15 @@ def _file_system(path: Path) -> str:
         if path.is_relative_to(mount) and len(mount) >= len(found):
             found, kind = mount, name
     return kind
+
+
+def sync_ms(scratch: Path) -> str:
+    """What the disk takes to make 4 KiB durable: the floor of everything that waits for it."""
+    took = []
+    with (scratch / "sync").open("wb", buffering=0) as file:
+        for _ in range(50):
+            began = time.perf_counter()
+            file.write(b"x" * 4096)
+            os.fdatasync(file.fileno())
+            took.append(1000 * (time.perf_counter() - began))
+    return f"{median(took):.2f} ms (median), {max(took):.1f} ms (worst of {len(took)})"

@@ -1,9 +1,9 @@
-"""Tasks per second through the controller and the SQLite store, with proplets that answer at once.
+"""Tasks per second through the controller and a store, with proplets that answer at once; a process of its own.
 
-Run: ``python -m tests.bench.bench_controller [TASKS] [PROPLETS]``.
+``python -m tests.bench.load_controller PARAMETERS``, both ways JSON.
 """
 
-import resource
+import json
 import sys
 import tempfile
 import time
@@ -68,19 +68,13 @@ async def dispatch(store, proplets: int) -> list[float]:
 
 
 async def main(tasks: int, proplets: int) -> None:
-    rate = await measure(MemoryStore(), tasks, proplets)
-    print(f"memory store: {rate:7.0f} tasks/s created, placed, answered and recorded")
+    memory = await measure(MemoryStore(), tasks, proplets)
     with tempfile.TemporaryDirectory() as directory:
         async with open_sqlite_store(Path(directory) / "manager.db") as store:
-            rate = await measure(store, tasks, proplets)
-    print(f"SQLite store: {rate:7.0f} tasks/s (budget 500)")
-    with tempfile.TemporaryDirectory() as directory:
-        async with open_sqlite_store(Path(directory) / "manager.db") as store:
-            times = await dispatch(store, 1000)
-    print(f"dispatch with 1000 proplets: p50 {times[150]:.1f} ms, p99 {times[297]:.1f} ms (budget 200)")
-    print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+            sqlite = await measure(store, tasks, proplets)
+    print(json.dumps({"memory": memory, "sqlite": sqlite}))
 
 
 if __name__ == "__main__":
-    given = [int(a) for a in sys.argv[1:]]
-    anyio.run(main, *(given + [3000, 4][len(given) :]))
+    given = json.loads(sys.argv[1])
+    anyio.run(main, given["tasks"], given["proplets"])
