@@ -13,17 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from proplet.agent.worker_frames import RECEIVE_BYTES, Decoder, encode
+from proplet.agent.worker_orders import BUILT, INVALID, PULL, REFUSED, STAGE, STORAGE
 from proplet.agent.worker_start import enter
 
 _OOM_SCORE = 700
 _NICE = 10
-
-# Requests: [kind, fields]. Answers: [STAGE, name, done, total], then [DONE, fields] or [FAILED, reason, message].
-PULL, COMPILE = range(2)
-STAGE, DONE, FAILED = range(3)
-# Reasons of FAILED that are not `wire.Reason`'s values: the store or the cache, not the module, is at fault.
-STORAGE: Final = "storage"
-INVALID: Final = "invalid_module"
 
 Tell = Callable[[str, int, int], None]
 
@@ -50,11 +44,11 @@ def main() -> None:
 
 def _serve(kind: int, fields: dict[str, Any], tell: Tell) -> list[Any]:
     try:
-        return [DONE, _pull(fields, tell) if kind == PULL else _compile(fields, tell)]
+        return [BUILT, _pull(fields, tell) if kind == PULL else _compile(fields, tell)]
     except BuildError as error:
-        return [FAILED, error.reason, str(error)]
+        return [REFUSED, error.reason, str(error)]
     except MemoryError:
-        return [FAILED, "memory_limit", "out of memory"]
+        return [REFUSED, "memory_limit", "out of memory"]
 
 
 def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent.builder import COMPILE, DONE, FAILED, PULL, STAGE, STORAGE
 from proplet.agent.ports import ModuleError, Stage, StorageError
 from proplet.agent.wire import Reason
 from proplet.agent.worker_child import Child, ChildGoneError
+from proplet.agent.worker_orders import BUILT, COMPILE, PULL, REFUSED, STAGE, STORAGE
 
 _MIB: Final = 1024 * 1024
 # What a builder needs of the environment to reach a registry; a worker gets none of it.
@@ -76,9 +76,9 @@ class Builders:
                 await child.flush()
                 while True:
                     for answer in await child.receive():
-                        if answer[0] == DONE:
+                        if answer[0] == BUILT:
                             return dict(answer[1])
-                        if answer[0] == FAILED:
+                        if answer[0] == REFUSED:
                             raise self._failure(answer[1], answer[2])
                         if answer[0] == STAGE:
                             progress(Stage(answer[1], answer[2], answer[3]))

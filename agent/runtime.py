@@ -39,6 +39,7 @@ from proplet.agent.ports import (
     StorageError,
 )
 from proplet.agent.runtime_link import Link, LinkSettings, Ticket
+from proplet.agent.runtime_quarantine import Quarantine
 from proplet.agent.wire import Reason
 from proplet.agent.worker_orders import STALE, Report, Setup
 
@@ -49,7 +50,6 @@ _SOLO_WORKERS: Final = 2
 _FAILED_STARTS: Final = 3
 _SETTLED_S: Final = 10.0  # a worker that lived this long has no part in the next one's backoff
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
-_STRIKES_WINDOW_S: Final = 3600.0
 _STALE_TRIES: Final = 3
 _SAMPLE_TIMEOUT_S: Final = 1.0
 
@@ -126,7 +126,7 @@ class WorkerRuntime(Runtime):
         self._links: set[Link] = set()
         self._crashes = 0
         self._failed_starts = 0
-        self._strikes: dict[str, list[float]] = {}
+        self._quarantine = Quarantine(settings.strikes, settings.quarantine_s)
         self._closed = False
 
     @property
@@ -157,8 +157,8 @@ class WorkerRuntime(Runtime):
                 if isinstance(made, Outcome):
                     return made
                 job = replace(job, artefact=replace(made, image_digest=job.artefact.image_digest))
-            if (refused := self._quarantined(job.artefact.module_digest)) is not None:
-                return refused
+            if (refused := self._quarantine.refusal(job.artefact.module_digest)) is not None:
+                return Outcome(Reason.QUARANTINED, error=refused)
             ticket = await self._through(job)
             if ticket.outcome is not None:
                 return ticket.outcome
@@ -296,7 +296,7 @@ class WorkerRuntime(Runtime):
         for ticket in tickets:
             self._release(ticket)
             if (why := link.offenders.get(ticket.number)) is not None:
-                self._strike(ticket)
+                self._quarantine.strike(ticket.job.artefact.module_digest)
                 text = "could not be interrupted; its worker was killed"
                 self._end(ticket, Outcome(Reason(why), error=f"{text} ({why})"))
             elif ticket.stop_at is not None:
@@ -304,7 +304,7 @@ class WorkerRuntime(Runtime):
             elif link.offenders and not ticket.retried:
                 self._again(ticket)
             elif alone or ticket.retried:
-                self._strike(ticket)
+                self._quarantine.strike(ticket.job.artefact.module_digest)
                 self._end(ticket, Outcome(Reason.WORKER_CRASHED, error=f"the worker that ran it {_past(link.end)}"))
             else:
                 self._again(ticket)
@@ -336,22 +336,6 @@ class WorkerRuntime(Runtime):
         if ticket.outcome is None:
             ticket.outcome = outcome
             ticket.done.set()
-
-    def _strike(self, ticket: Ticket) -> None:
-        now = time.monotonic()
-        strikes = self._strikes.setdefault(ticket.job.artefact.module_digest, [])
-        strikes[:] = [at for at in strikes if now - at < _STRIKES_WINDOW_S] + [now]
-
-    def _quarantined(self, module_digest: str) -> Outcome | None:
-        strikes = self._strikes.get(module_digest)
-        if not strikes or len(strikes) < self._settings.strikes:
-            return None
-        left_s = strikes[-1] + self._settings.quarantine_s - time.monotonic()
-        if left_s <= 0:
-            del self._strikes[module_digest]
-            return None
-        error = f"the module {module_digest} has cost {len(strikes)} workers and is not run for another {left_s:.0f} s"
-        return Outcome(Reason.QUARANTINED, error=error)
 
 
 def _take(waiting: deque[Ticket], room: int) -> list[Ticket]:

@@ -1,7 +1,7 @@
-"""What agent and worker say to each other: orders one way, reports the other, as plain tuples.
+"""What the agent and its children say to each other: orders one way, reports the other, as plain tuples.
 
-Place in the flow: `runtime` writes orders, `worker` reads them; nothing here imports more than the standard library,
-because the worker's start is on a task's way.
+Place in the flow: `runtime` writes orders, `worker` reads them; `fetch_builders` and `builder` likewise. Nothing here
+imports more than the standard library, because the worker's start is on a task's way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,13 @@ from typing import Any, Final, NamedTuple
 SETUP, RUN, STOP, PING, SAMPLE = range(5)
 # Reports likewise.
 READY, DONE, PONG, SAMPLED, FAILED = range(5)
+
+# Requests to a builder: [kind, fields]. Its answers: [STAGE, name, done, total] any number of times, then
+# [BUILT, fields] or [REFUSED, reason, message], the reason being one of `wire.Reason`'s values.
+PULL, COMPILE = range(2)
+STAGE, BUILT, REFUSED = range(3)
+STORAGE: Final = "storage"
+INVALID: Final = "invalid_module"
 
 # Where the agent has to act; every other reason is one of `wire.Reason`.
 STALE: Final = "stale"
