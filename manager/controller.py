@@ -179,7 +179,7 @@ class Controller:
     def _is_known_to_run(self, uid: str, signal: Holds) -> bool:
         """Most progress says nothing new."""
         task = self._book.get(uid)
-        if task is None or task.spec.broadcast or task.status.phase is not Phase.RUNNING:
+        if signal.ended or task is None or task.spec.broadcast or task.status.phase is not Phase.RUNNING:
             return False
         contact = self._book.contacts(uid).known(signal.proplet_id, task.status.attempt)
         if contact is None or not contact.heard or signal.attempt not in (None, task.status.attempt):

@@ -164,10 +164,15 @@ class Contact:
     def hear(self, mono: float, policy: Policy, *, ended: bool = False) -> None:
         """The proplet holds it. Inventories are asked for all the time, so its word holds for a few of them only.
 
-        A result that is said to be on the way may have passed while the broker had forgotten us: it is soon asked for.
+        A result that is said to be on the way may have passed while the broker had forgotten us: it is soon asked for,
+        and one that is promised again and again but never comes is given up at last.
         """
-        self.heard, self.missing, self.sends = True, False, 0
-        self.ask_at = mono + (2 * policy.confirm_s if ended else HELLOS_MISSED * policy.hello_every_s)
+        self.heard, self.missing = True, False
+        if ended:
+            self.ask_at = min(self.ask_at, mono + 2 * policy.confirm_s)
+        else:
+            self.sends = 0
+            self.ask_at = mono + HELLOS_MISSED * policy.hello_every_s
 
     def miss(self, mono: float, policy: Policy) -> None:
         """The proplet does not hold it; a result or the start may still be in flight."""

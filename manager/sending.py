@@ -31,6 +31,7 @@ async def send(
     if not isinstance(effect, SendStart):
         contact.stopped(mono(), policy, tells=tells)
         return None
-    if not contact.heard:  # it may have answered before the broker did
-        contact.sent(mono(), policy, tells=tells)
+    now = mono()
+    if contact.ask_at <= now:  # else the proplet has answered before the broker did
+        contact.sent(now, policy, tells=tells)
     return None if tells else Handed(effect.proplet_id, contact.attempt)

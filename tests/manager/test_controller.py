@@ -8,6 +8,9 @@ import anyio
 import pytest
 
 from proplet.agent.wire import (
+    FINISHED,
+    Inventory,
+    InventoryItem,
     LogLines,
     PropletMetrics,
     Reason,
@@ -602,3 +605,24 @@ async def test_a_stop_of_a_task_that_never_reached_its_proplet_ends_with_the_nex
             Phase.INTERRUPTED,
             "stopped; proplet pi-1 no longer held it",
         )
+
+
+async def test_a_result_said_to_be_on_the_way_that_never_comes_is_asked_for(node: Node) -> None:
+    pi = node.proplet("pi-1")
+    task = await node.create("add")
+    await running(node, "add")
+    pi.inventory()  # heard before, and now it has ended: the broker has lost the result
+    pi.end(task.id, 1, results="42", silently=True)
+    ended = InventoryItem(task.id, 1, FINISHED)
+
+    async def repeat() -> None:
+        while True:
+            pi.say(Inventory("pi-1", (ended,)))
+            pi.beat()
+            await anyio.sleep(0.05)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(repeat)
+        done = await node.ended("add")
+        tasks.cancel_scope.cancel()
+    assert (done.status.results, done.status.attempt, len(pi.started)) == ("42", 1, 1)

@@ -21,3 +21,15 @@ def test_a_task_that_runs_is_not_asked_for_so_soon() -> None:
     told = story("a").look().holds("a")
     told.after(60)
     assert len(told.starts) == 1
+
+
+def test_a_result_that_is_promised_again_and_again_and_never_comes_is_given_up() -> None:
+    told = story("a", "b").look()
+    first = told.status.proplet_id or ""
+    told.holds(first)
+    while told.status.attempt == 1:
+        told.look(Holds(first, 1, ended=True))
+        if told.status.attempt == 1:
+            told.sleep()
+    assert told.status.proplet_id not in (first, None)
+    assert told.mono < 100 + 600
