@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any, Protocol
 
 from proplet.manager.model import Kind
@@ -66,6 +67,7 @@ def kind_of(value: Any) -> str:
     }.get(type(value), type(value).__name__)
 
 
+@cache
 def camel(name: str) -> str:
     """The manifest's spelling of a name: image_url is imageUrl."""
     head, *rest = name.split("_")

@@ -176,6 +176,28 @@ class Keyed:
         return {name: self.shapes[name].write(item, style) for name, item in value.items() if name in self.shapes}
 
 
+@dataclass(frozen=True, eq=False)
+class Spelled:
+    """An object with named fields that is kept as a dictionary by the names of REST; the manifest's are camel case."""
+
+    shapes: Mapping[str, Shape]
+
+    def read(self, value: Any, where: str, reading: Reading) -> dict[str, Any]:
+        """Return the given fields."""
+        known = Keyed({_spelled(name, reading.style): shape for name, shape in self.shapes.items()})
+        given = known.read(value, where, reading)
+        return {name: given[spelled] for name in self.shapes if (spelled := _spelled(name, reading.style)) in given}
+
+    def write(self, value: Mapping[str, Any], style: Style) -> dict[str, Any]:
+        """Return the fields."""
+        known = {name: shape for name, shape in self.shapes.items() if name in value}
+        return {_spelled(name, style): shape.write(value[name], style) for name, shape in known.items()}
+
+
+def _spelled(name: str, style: Style) -> str:
+    return camel(name) if style is Style.MANIFEST else name
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceList:
     """Kubernetes' ResourceList of a Proplet: `cpu` and `memory`, any other name is a custom resource."""

@@ -26,7 +26,7 @@ from proplet.manager.scalars import (
     IntervalShape,
     choice,
 )
-from proplet.manager.shapes import Field, Keyed, MapOf, Record, ResourceList, Sequence
+from proplet.manager.shapes import Field, Keyed, MapOf, Record, ResourceList, Sequence, Spelled
 
 TEXTS: Final = Sequence(TEXT)
 TEXT_MAP: Final = MapOf(TEXT)
@@ -152,6 +152,18 @@ CONDITIONS: Final = Sequence(
     )
 )
 
+BROADCAST_RESULT: Final = Spelled(
+    {
+        "proplet_id": TEXT,
+        "phase": TEXT,
+        "results": TEXT,
+        "error": TEXT,
+        "reason": TEXT,
+        "exit_code": WHOLE,
+        "finished_at": MOMENT,
+    }
+)
+
 USAGE: Final = Record(
     wire.Usage,
     (
@@ -184,7 +196,7 @@ TASK_STATUS: Final = Record(
         Field("exit_code", WHOLE),
         Field("resolved_image", TEXT),
         Field("usage", USAGE),
-        Field("broadcast_results", Sequence(OBJECT)),
+        Field("broadcast_results", Sequence(BROADCAST_RESULT)),
         Field("conditions", CONDITIONS),
         Field("observed_generation", WHOLE),
     ),

@@ -122,6 +122,16 @@ task_specs = st.builds(
     held=st.booleans(),
 )
 conditions = st.lists(st.builds(Condition, word, st.booleans(), text, text, moments), max_size=2).map(tuple)
+broadcast_entries = st.fixed_dictionaries(
+    {"proplet_id": word, "phase": st.sampled_from([p.value for p in Phase])},
+    optional={
+        "results": text,
+        "error": text,
+        "reason": word,
+        "exit_code": st.integers(-(2**31), 2**31),
+        "finished_at": moments.filter(bool),
+    },
+)
 task_statuses = st.builds(
     TaskStatus,
     phase=st.sampled_from(Phase),
@@ -145,7 +155,7 @@ task_statuses = st.builds(
             Usage, optional(positive), optional(counts), st.dictionaries(word, positive, max_size=2), optional(word)
         )
     ),
-    broadcast_results=st.lists(objects, max_size=2).map(tuple),
+    broadcast_results=st.lists(broadcast_entries, max_size=2).map(tuple),
     conditions=conditions,
     observed_generation=counts,
 )
