@@ -14,6 +14,7 @@ from proplet.agent.topics import Route, Topics
 from proplet.oci.settings import HostSettings, RegistrySettings
 
 WORKER_QUEUE = 4  # runs prepared while all slots are taken, so that a slot is never idle
+_INFLIGHT = 100  # messages on their way to the broker: what a round trip costs is then shared by many
 
 
 def topics_of(settings: NodeSettings) -> Topics:
@@ -35,6 +36,7 @@ def link_settings(settings: NodeSettings, address: str, client_id: str, username
         key_file=str(mqtt.tls.key_file) if mqtt.tls.key_file else None,
         insecure_skip_verify=mqtt.tls.insecure_skip_verify,
         max_packet_bytes=mqtt.max_packet_size_bytes,
+        max_inflight=_INFLIGHT,
     )
 
 

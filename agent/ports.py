@@ -152,6 +152,10 @@ class Sample:
 class Runtime(Protocol):
     """Runs guests away from the agent's own process. A guest's fault is an `Outcome`, never an exception."""
 
+    def warm(self) -> None:
+        """Make ready to run: a job is about to come. Cheap when ready already, and never necessary."""
+        ...
+
     async def run(self, job: Job) -> Outcome:
         """Run to its end. Cancelling the call stops the guest. A crashed worker is an outcome, too."""
         ...

@@ -279,6 +279,7 @@ class Shell:
         with anyio.CancelScope() as scope:
             self._preparing[key] = scope
             self._presence.began(key, start)
+            self._runtime.warm()  # while the module is made ready
             try:
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
                 self._artefacts[key] = artefact
