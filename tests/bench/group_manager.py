@@ -36,5 +36,7 @@ def measure(plan: Plan) -> Iterator[Row]:
             tasks["burst"] / found["elapsed_s"],
             "tasks/s",
             least=150.0 if known else None,
-            notes=[f"{tasks['burst']:,} tasks, all accepted after {found['applied_s']:.2f} s; CPU ms a task: {costs}"],
+            notes=[
+                f"{tasks['burst']:,} tasks in lists of 25 from 8 callers, all accepted after {found['applied_s']:.2f} s; CPU ms a task: {costs}"
+            ],
         )

@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+_TRIES = 5
 
 
 def tree(pid: int) -> dict[int, str]:
@@ -69,6 +72,13 @@ class Memory:
 
 def memory(pid: int) -> Memory:
     """Measure a tree. Pages of files that its members share are counted once in `alone`."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a member has just ended
+            return _measured(pid)
+    raise RuntimeError(f"the processes of {pid} come and go")
+
+
+def _measured(pid: int) -> Memory:
     members = tree(pid)
     by_name: dict[str, int] = {}
     private, shared = 0, dict[tuple[str, ...], int]()
