@@ -128,7 +128,8 @@ def test_without_a_node_it_is_said_how_to_start_one(tmp_path: Path) -> None:
 async def test_a_socket_of_somebody_else_is_told_from_none(node: Node) -> None:
     # The child becomes nobody, if it is root: root may use every socket.
     code = """if True:
-        import os, sys
+        import http.client, os, sys
+        import proplet.agent.systemd  # now: afterwards this checkout may be out of reach
         from proplet.agent.client import Client, NodeUnreachableError
         if os.geteuid() == 0:
             os.setgroups([])
