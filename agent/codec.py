@@ -23,6 +23,9 @@ from proplet.agent.topics import SHARED, Route
 
 _INT64 = range(-(2**63), 2**64)
 _GO_NANOSECONDS = 1e9
+# What `rfc3339` can write: the years 1 to 9998, a time zone's width away from the ends.
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 MESSAGES: dict[Route, type] = {
     Route.CREATE: wire.Discovery,
@@ -361,6 +364,13 @@ def scalar_text(value: Any, where: str) -> str:
 
 
 def _read_timestamp(value: Any, where: str) -> float:
+    seconds = _seconds(value, where)
+    if not _EARLIEST <= seconds < _LATEST:
+        raise ValueError(f"{where} is a time that no calendar has")
+    return seconds
+
+
+def _seconds(value: Any, where: str) -> float:
     if isinstance(value, dict):  # Rust's SystemTime
         seconds = _read_int(value.get("secs_since_epoch"), f"{where}.secs_since_epoch")
         return seconds + _read_int(value.get("nanos_since_epoch", 0), f"{where}.nanos_since_epoch") / 1e9
@@ -384,9 +394,12 @@ def _read_results(value: Any, where: str) -> str | wire.FederatedUpdate:
     return _read_text(value, where)
 
 
-def _read_text(value: Any, _where: str) -> str:
+def _read_text(value: Any, where: str) -> str:
     """Results are text; a peer that sends another JSON value is taken at its JSON."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    try:
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+    except TypeError as error:  # CBOR's keys can be anything
+        raise ValueError(f"{where} has no JSON form: {error}") from None
 
 
 _SPECIAL: dict[str, Reader] = {

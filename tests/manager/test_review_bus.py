@@ -1,0 +1,35 @@
+"""What a peer may say and the manager must survive: hostile payloads on the wire."""
+
+import cbor2
+import pytest
+
+from proplet.agent.codec import WireError, decode, to_plain
+from proplet.agent.topics import Route
+
+RESULT = {"task_id": "t", "proplet_id": "pi-1", "results": "42"}
+
+
+@pytest.mark.parametrize("key", [b"x", (1, 2), cbor2.CBORSimpleValue(99)])
+def test_cbor_results_that_json_cannot_tell_are_refused_and_not_raised_through(key: object) -> None:
+    with pytest.raises(WireError, match="results"):
+        decode(Route.RESULTS, cbor2.dumps({**RESULT, "results": {key: 1}}))
+
+
+def test_cbor_results_that_json_can_tell_are_its_text() -> None:
+    assert decode(Route.RESULTS, cbor2.dumps({**RESULT, "results": {1: [2.5]}})).results == '{"1": [2.5]}'
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [1e300, -1e300, 2**62, {"secs_since_epoch": 2**63, "nanos_since_epoch": 0}, "0001-01-01T00:00:00+23:59"],
+)
+def test_a_time_that_no_calendar_has_is_refused(timestamp: object) -> None:
+    metrics = {"task_id": "t", "proplet_id": "pi-1", "timestamp": timestamp}
+    with pytest.raises(WireError, match="timestamp"):
+        decode(Route.TASK_METRICS, cbor2.dumps(metrics))
+
+
+def test_times_within_the_calendar_are_told_as_they_came() -> None:
+    metrics = {"task_id": "t", "proplet_id": "pi-1", "timestamp": "2026-01-02T03:04:05Z"}
+    said = to_plain(decode(Route.TASK_METRICS, cbor2.dumps(metrics)))
+    assert said["timestamp"] == "2026-01-02T03:04:05.000000Z"
