@@ -29,7 +29,7 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 
 def _latency(plan: Plan, node: BenchNode, engine: str) -> Iterator[Row]:
-    found = node.load("one", tasks=plan.pick(3000, 200))["latencies"]
+    found = node.load("one", tasks=plan.pick(2000, 200))["latencies"]
     p50, p99 = (1000 * percentile(found, percent) for percent in (50, 99))
     notes = [f"{len(found)} tasks, one after the other"]
     budgets = {"most": 3.0}, {"most": 15.0}
@@ -39,7 +39,7 @@ def _latency(plan: Plan, node: BenchNode, engine: str) -> Iterator[Row]:
 
 
 def _burst(plan: Plan, node: BenchNode, engine: str) -> Iterator[Row]:
-    tasks = plan.pick(10_000, 1500)
+    tasks = plan.pick(6000, 1500)
     bytes_before = {pid: written(pid) for pid in tree(node.pid)}
     cpu_before = {pid: cpu_s(pid) for pid in tree(node.pid)}
     found = node.load("burst", tasks=tasks, window=WINDOW)

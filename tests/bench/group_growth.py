@@ -17,10 +17,10 @@ _NONE_BYTES = 1e6
 
 def measure(plan: Plan) -> Iterator[Row]:
     tasks, kept, samples_wanted = plan.pick((100_000, 10_000, 10), (2000, 200, 4))
-    each = tasks // samples_wanted
+    each, filled = tasks // samples_wanted, kept + kept // 5
     with node_with_broker(plan.scratch / "growth", "mosquitto", more=_KEPT.format(kept)) as node:
         done, samples = 0, list[tuple[float, float]]()
-        node.load("fill", tasks=2 * kept, window=WINDOW)
+        node.load("fill", tasks=filled, window=WINDOW)
         wait_for(lambda: "builder" not in tree(node.pid).values(), 30, "the builder ends")
         for number in range(samples_wanted):
             node.load(f"grow-{number}", tasks=each, window=WINDOW)
@@ -35,7 +35,7 @@ def measure(plan: Plan) -> Iterator[Row]:
         # Noise is forgiven; what would be a megabyte in a hundred thousand tasks and is no noise, is not.
         slope - 2 * error <= _NONE_BYTES / 100_000,
         (
-            f"after {2 * kept:,} others, so that the {kept:,} results it keeps are there",
+            f"after {filled:,} others, so that the {kept:,} results it keeps are there",
             f"{samples[0][1] / 1e6:.2f} MB after {samples[0][0]:,.0f} tasks, {samples[-1][1] / 1e6:.2f} MB at the end",
         ),
         {"slope_bytes": slope, "standard_error_bytes": error},

@@ -95,7 +95,7 @@ def _memory(name: str, budget: float | None, idle: _Idle) -> Iterator[Row]:
 
 def _window(plan: Plan, found: Mapping[str, _Idle]) -> Iterator[Row]:
     """CPU time and bytes written of all of them over the same moments of rest."""
-    seconds = plan.pick(60.0, 5.0)
+    seconds = plan.pick(30.0, 5.0)
     before = {name: (total(idle.node.pid, cpu_s), total(idle.node.pid, written)) for name, idle in found.items()}
     began = time.monotonic()
     pause(seconds)
