@@ -160,7 +160,7 @@ class StoredModules(Modules):
 
     async def prepare(self, wanted: ModuleWanted, progress: Progress) -> Artefact:
         """Fetch, verify and compile; see the port."""
-        if (ready := self._ready(wanted)) is not None:
+        if (ready := self.ready(wanted)) is not None:
             return ready
         flight = self._flights.get(wanted)
         if flight is None:
@@ -182,8 +182,8 @@ class StoredModules(Modules):
         assert flight.artefact is not None
         return flight.artefact
 
-    def _ready(self, wanted: ModuleWanted) -> Artefact | None:
-        """What is known to be compiled, without leaving the event loop: two calls of stat."""
+    def ready(self, wanted: ModuleWanted) -> Artefact | None:
+        """Return what is known to be compiled; costs two calls of stat."""
         image_digest, module_digest = None, wanted.module_digest
         if module_digest is None:
             if wanted.pull_policy is PullPolicy.ALWAYS or self._index_state() != self._index_seen:

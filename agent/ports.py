@@ -100,6 +100,10 @@ class Modules(Protocol):
         """
         ...
 
+    def ready(self, wanted: ModuleWanted) -> Artefact | None:
+        """Return the module if it is at hand right now; None if it has to be prepared."""
+        ...
+
     async def prepare(self, wanted: ModuleWanted, progress: Callable[[Stage], None]) -> Artefact:
         """Fetch, verify and compile; cancelling abandons it without a trace.
 

@@ -42,7 +42,7 @@ from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEven
 from proplet.agent.outbox import Outbox
 from proplet.agent.ports import Artefact, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
 from proplet.agent.presence import Presence
-from proplet.agent.terms import NodeLimits, job_of
+from proplet.agent.terms import NodeLimits, granted, job_of
 from proplet.agent.topics import SHARED, Route, Topics
 from proplet.agent.wire import PullPolicy, Reason
 
@@ -152,10 +152,19 @@ class Shell:
                 case _:
                     event = item
             if event is not None:
-                steps.append(self._core.handle(event, self._clock()))
+                steps.append(self._decide(event))
         await self._carry_out(steps, deliveries)
         self._turned.set()
         self._turned = anyio.Event()
+
+    def _decide(self, event: Event) -> Step:
+        step = self._core.handle(event, self._clock())
+        if isinstance(event, ModuleReady) and not any(isinstance(e, Run) and e.key == event.key for e in step.then):
+            # It was stopped meanwhile and will not run.
+            self._artefacts.pop(event.key, None)
+            self._cancelled.discard(event.key)
+            self._presence.ended(event.key)
+        return step
 
     async def _carry_out(self, steps: Sequence[Step], deliveries: Sequence[Delivery]) -> None:
         """Durable first, then acknowledged, then done."""
@@ -257,9 +266,9 @@ class Shell:
     def _do(self, effect: Effect) -> None:
         match effect:
             case Prepare():
-                self._tasks.start_soon(self._prepare, effect, name=f"prepare {effect.key}")
+                self._make_ready(effect)
             case Run():
-                self._tasks.start_soon(self._run, effect, name=f"run {effect.key}")
+                self._tasks.start_soon(self._run, effect, name="run")
             case Cancel(key):
                 self._cancel(key)
             case Deliver():
@@ -269,23 +278,35 @@ class Shell:
             case Note(text, task_id, warning):
                 log.log(logging.WARNING if warning else logging.INFO, "task %s: %s", task_id, text)
 
-    async def _prepare(self, effect: Prepare) -> None:
-        key, start = effect.key, effect.start
+    def _make_ready(self, effect: Prepare) -> None:
+        start = effect.start
         ext = start.ext or wire.StartTerms()
         wanted = ModuleWanted(
-            effect.module_digest, start.image_url, ext.image_digest, ext.pull_policy or self._settings.pull_policy
+            effect.module_digest,
+            start.image_url,
+            ext.image_digest,
+            ext.pull_policy or self._settings.pull_policy,
+            metered=granted(start, self._settings.limits).fuel is not None,
         )
+        self._presence.began(effect.key, start)
+        artefact = self._modules.ready(wanted)
+        if artefact is not None:
+            self.put(self._prepared(effect.key, artefact))
+        else:
+            self._preparing[effect.key] = anyio.CancelScope()
+            self._tasks.start_soon(self._prepare, effect.key, wanted, name="prepare")
+
+    def _prepared(self, key: RunKey, artefact: Artefact) -> ModuleReady:
+        self._artefacts[key] = artefact
+        return ModuleReady(key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind)
+
+    async def _prepare(self, key: RunKey, wanted: ModuleWanted) -> None:
         event: Event = RunEnded(key, Outcome(Reason.STOPPED))
-        with anyio.CancelScope() as scope:
-            self._preparing[key] = scope
-            self._presence.began(key, start)
+        with self._preparing[key]:
             self._runtime.warm()  # while the module is made ready
             try:
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
-                self._artefacts[key] = artefact
-                event = ModuleReady(
-                    key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind
-                )
+                event = self._prepared(key, artefact)
             except ModuleError as error:
                 event = ModuleFailed(key, error.reason, str(error))
             except StorageError as error:
@@ -293,8 +314,7 @@ class Shell:
             except Exception as error:  # a defect of ours must end one task, not the node
                 log.exception("the module of task %s could not be prepared", key.task_id)
                 event = ModuleFailed(key, Reason.INTERNAL, f"internal error while preparing the module: {error!r}")
-            finally:
-                del self._preparing[key]
+        del self._preparing[key]
         if not isinstance(event, ModuleReady):
             self._presence.ended(key)
         self.put(event)
