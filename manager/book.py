@@ -31,7 +31,7 @@ class Book:
         self._awaiting: OrderedDict[str, None] = OrderedDict()  # pending until the fleet changes
         self._crowded: deque[str] = deque()  # pending until a proplet has room
         self._broadcasts: set[str] = set()  # under way
-        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self._deleted: OrderedDict[str, int] = OrderedDict()  # their last versions
 
     def get(self, uid: str) -> Task | None:
         """Return a task, None if there is none."""
@@ -42,9 +42,13 @@ class Book:
         return list(self._tasks.values())
 
     def learn(self, task: Task) -> bool:
-        """Take over a task as the store has it; return whether that is news."""
+        """Take over a task as the store has it; return whether that is news.
+
+        What was recorded just before a deletion is learned of after it, by whoever recorded it: that is no news.
+        """
         known = self._tasks.get(task.id)
-        if known is not None and known.meta.version >= task.meta.version:
+        version = self._deleted.get(task.id, -1) if known is None else known.meta.version
+        if version >= task.meta.version:
             return False
         self._tasks[task.id] = task
         self.index(task)
@@ -66,7 +70,7 @@ class Book:
         uid = task.id
         self._tasks.pop(uid, None)
         self._awaiting.pop(uid, None)
-        self._deleted[uid] = None
+        self._deleted[uid] = task.meta.version
         if len(self._deleted) > TOMBSTONES:
             self._deleted.popitem(last=False)
         self.index(replace(task, status=replace(task.status, phase=Phase.INTERRUPTED)))
