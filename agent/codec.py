@@ -23,6 +23,7 @@ from proplet.agent.topics import SHARED, Route
 
 _INT64 = range(-(2**63), 2**64)
 _GO_NANOSECONDS = 1e9
+_DETAIL_MAX = 500  # characters of what is said about a message; it may quote the message
 # What `rfc3339` can write: the years 1 to 9998, a time zone's width away from the ends.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
@@ -88,6 +89,7 @@ class WireError(ValueError):
     """A message cannot be read. `task_id` is its task's id where that much could be read, else None."""
 
     def __init__(self, detail: str, task_id: str | None = None, attempt: int | None = None) -> None:
+        detail = detail if len(detail) <= _DETAIL_MAX else f"{detail[:_DETAIL_MAX]}..."
         super().__init__(detail)
         self.detail = detail
         self.task_id = task_id
@@ -172,10 +174,11 @@ def _salvage(raw: Mapping[str, Any]) -> tuple[str | None, int | None]:
     task_id = raw.get("id", raw.get("task_id"))
     ext = raw.get("ext")
     attempt = ext.get("attempt") if isinstance(ext, dict) else None
-    return (
-        task_id if isinstance(task_id, str) and task_id else None,
-        attempt if type(attempt) is int and attempt >= 0 else None,
-    )
+    try:
+        wire.check_id(_read_str(task_id, "id"))
+    except ValueError:
+        task_id = None
+    return task_id, attempt if type(attempt) is int and 0 <= attempt <= wire.ATTEMPT_MAX else None
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -235,6 +238,11 @@ def _kind_of(value: Any) -> str:
 def _read_str(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where} must be a string, not {_kind_of(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON's escapes can spell what no UTF-8 can hold; nothing behind us could keep it
+            raise ValueError(f"{where} is no Unicode text: half of a surrogate pair stands alone") from None
     return value
 
 
@@ -333,6 +341,13 @@ def _member(kind: type[Enum]) -> Reader:
     return read
 
 
+def _read_attempt(value: Any, where: str) -> int:
+    number = _read_int(value, where)
+    if not 0 <= number <= wire.ATTEMPT_MAX:
+        raise ValueError(f"{where} is {number}, it must be from 0 to {wire.ATTEMPT_MAX}")
+    return number
+
+
 def _read_reason(value: Any, where: str) -> wire.Reason:
     """A newer peer's reason is not an error: what happened stands in the text as well."""
     text = _read_str(value, where)
@@ -353,7 +368,7 @@ def scalar_text(value: Any, where: str) -> str:
         ValueError: it is a list, an object or null.
     """
     if isinstance(value, str):
-        return value
+        return _read_str(value, where)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -397,7 +412,7 @@ def _read_results(value: Any, where: str) -> str | wire.FederatedUpdate:
 def _read_text(value: Any, where: str) -> str:
     """Results are text; a peer that sends another JSON value is taken at its JSON."""
     try:
-        return value if isinstance(value, str) else json.dumps(value, default=str)
+        return value.encode(errors="replace").decode() if isinstance(value, str) else json.dumps(value, default=str)
     except TypeError as error:  # CBOR's keys can be anything
         raise ValueError(f"{where} has no JSON form: {error}") from None
 
@@ -409,6 +424,7 @@ _SPECIAL: dict[str, Reader] = {
     "results": _read_results,
     "text": _read_text,
     "reason": _read_reason,
+    "attempt": _read_attempt,
 }
 
 

@@ -7,7 +7,7 @@ Source: absmach/propeller, both its eras (ids called domain/client or tenant/ent
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,29 @@ def _names(*names: str) -> dict[str, Any]:
 
 def _mapping() -> Any:
     return field(default_factory=dict)
+
+
+def _attempt() -> Any:
+    """An attempt's number, from 0; None from peers that send none."""
+    return field(default=None, metadata={"kind": "attempt"})
+
+
+ID_LENGTH_MAX = 1024  # characters; it is repeated in every message about the task
+ATTEMPT_MAX = 2**63 - 1  # the largest integer that a journal's column holds
+
+
+def check_id(task_id: str) -> None:
+    """Raise ValueError where no task can have this id."""
+    if not task_id:
+        raise ValueError("id is required")
+    if len(task_id) > ID_LENGTH_MAX:
+        raise ValueError(f"id has {len(task_id)} characters, more than the {ID_LENGTH_MAX} allowed")
+
+
+def _check_least(values: Mapping[str, float | None]) -> None:
+    for name, value in values.items():
+        if value is not None and value < 0:
+            raise ValueError(f"{name} is {value}, it cannot be negative")
 
 
 class RestartPolicy(Enum):
@@ -135,7 +158,7 @@ class InventoryItem:
     """One task a proplet holds, by its own account. `state` is the device's word, `since` an epoch time."""
 
     id: str
-    attempt: int | None = None
+    attempt: int | None = _attempt()
     state: str = ""
     since: float = 0.0
 
@@ -252,6 +275,10 @@ class Limits:
     stack_bytes: int | None = None
     fuel: int | None = None
 
+    def check(self) -> None:
+        """Raise ValueError for a limit below zero: an engine would take it for no limit."""
+        _check_least({f"ext.limits.{f.name}": getattr(self, f.name) for f in fields(self)})
+
 
 @dataclass(frozen=True, slots=True)
 class DirectoryGrant:
@@ -278,7 +305,7 @@ class StartTerms:
     v: int = 1
     encodings: tuple[str, ...] = ()
     topics: tuple[str, ...] = ()
-    attempt: int | None = None
+    attempt: int | None = _attempt()
     deadline_s: float | None = None
     restart_policy: RestartPolicy | None = None
     backoff_limit: int | None = None
@@ -287,6 +314,11 @@ class StartTerms:
     limits: Limits = field(default_factory=Limits)
     permissions: Permissions = field(default_factory=Permissions)
     secrets: Mapping[str, str] = _mapping()
+
+    def check(self) -> None:
+        """Raise ValueError where a number is out of its range."""
+        _check_least({"ext.deadline_s": self.deadline_s, "ext.backoff_limit": self.backoff_limit})
+        self.limits.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +348,7 @@ class Start:
 
     def check(self) -> None:
         """Raise ValueError with the reference's text where the command cannot be carried out."""
-        if not self.id:
-            raise ValueError("id is required")
+        check_id(self.id)
         if not self.name:
             raise ValueError("name is required")
         if self.encrypted and self.file:
@@ -326,13 +357,15 @@ class Start:
             raise ValueError("image_url is required for encrypted workloads")
         if not self.file and not self.image_url:
             raise ValueError("either file or image_url must be provided")
+        if self.ext is not None:
+            self.ext.check()
 
 
 @dataclass(frozen=True, slots=True)
 class StopTerms:
     """``ext`` of a stop (ours): which attempt is meant; absent, the current one."""
 
-    attempt: int | None = None
+    attempt: int | None = _attempt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +379,7 @@ class Stop:
 
     def check(self) -> None:
         """Raise ValueError where the command cannot be carried out."""
-        if not self.id:
-            raise ValueError("id is required")
+        check_id(self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,8 +395,7 @@ class Invoke:
 
     def check(self) -> None:
         """Raise ValueError where the command cannot be carried out."""
-        if not self.id:
-            raise ValueError("id is required")
+        check_id(self.id)
 
 
 # --- outcomes ----------------------------------------------------------------------------------------------------
@@ -384,7 +415,7 @@ class Usage:
 class ResultTerms:
     """``ext`` of a result (ours)."""
 
-    attempt: int | None = None
+    attempt: int | None = _attempt()
     reason: Reason | None = field(default=None, metadata={"kind": "reason"})
     exit_code: int | None = None
     image_digest: str | None = None
@@ -466,7 +497,7 @@ class LogLines:
 
     proplet_id: str
     task_id: str
-    attempt: int | None = None
+    attempt: int | None = _attempt()
     stream: str = "stdout"
     lines: tuple[str, ...] = ()
 
@@ -477,7 +508,7 @@ class Progress:
 
     proplet_id: str
     task_id: str
-    attempt: int | None = None
+    attempt: int | None = _attempt()
     stage: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
