@@ -4,6 +4,7 @@ Place in the flow: `runtime` decides which job goes to which link and what follo
 keeps the child, speaks the protocol and notices when something is wrong. Used from the event loop only.
 """
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -95,6 +96,7 @@ class Link:
         self._child: Child | None = None
         self._tasks: TaskGroup | None = None
         self._flushing = False
+        self._outgoing: list[Any] = []
         self._busy = anyio.Event()
         self._heard_at = 0.0
         self._pinged_at = 0.0
@@ -232,6 +234,13 @@ class Link:
                 self._send([[PING, 0]])
 
     def _send(self, messages: list[Any]) -> None:
+        """Send at the end of this round of the event loop, all in one call: waking the worker is what costs."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._send_all)
+        self._outgoing += messages
+
+    def _send_all(self) -> None:
+        messages, self._outgoing = self._outgoing, []
         child = self._child
         if child is None:
             return
