@@ -7,6 +7,7 @@ abandoned when the last one who waits for it is cancelled. Neither wasmtime nor 
 """
 
 import hashlib
+import logging
 import pickle
 import time
 from collections import OrderedDict
@@ -39,6 +40,8 @@ from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import ImageManifest, parse_manifest, select_layer, select_platform
 from proplet.oci.reference import Reference
 from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
+
+log = logging.getLogger(__name__)
 
 _MIB: Final = 1024 * 1024
 _HASH_INLINE: Final = 64 * 1024
@@ -205,6 +208,9 @@ class StoredModules(Modules):
                 flight.artefact = await self._make(wanted, flight.tell)
         except (ModuleError, StorageError) as error:
             flight.error = error
+        except Exception as error:  # a defect of ours must end the tasks that wait here, not the node
+            log.exception("a module could not be made ready")
+            flight.error = ModuleError(Reason.INTERNAL, f"internal error while preparing the module: {error!r}")
         finally:
             if flight.artefact is None and flight.error is None:
                 flight.error = ModuleError(Reason.INTERRUPTED, "the preparation was abandoned")

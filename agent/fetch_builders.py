@@ -89,9 +89,13 @@ class Builders:
     @asynccontextmanager
     async def _builder(self) -> AsyncIterator[Child]:
         """A builder for one request; after anything but an answer it is killed."""
-        if self._idle:
+        child = None
+        while self._idle and child is None:
             _, child = self._idle.pop()
-        else:
+            if child.ended:  # while nobody looked: that says nothing about this request
+                await self._close(child)
+                child = None
+        if child is None:
             try:
                 extra = _network_environment()
                 child = Child("proplet.agent.builder", [str(self._memory_bytes)], extra)

@@ -19,6 +19,7 @@ from proplet.agent import host_ffi
 
 _STEP_S: Final = 0.01  # how exactly CPU time is enforced; also the least pause between two looks
 _SLEEPER_STEP_S: Final = 1.0
+_LONGEST_WAIT_S: Final = 86_400.0  # a deadline may be farther away than the clock's calls accept
 _FOREVER: Final = float("inf")
 
 # The reasons a run is cancelled with; the values are wire.Reason's.
@@ -123,9 +124,9 @@ class Watch:
 
     def _watch(self) -> None:
         while True:
-            timeout = None if self._next_look == _FOREVER else max(0.0, self._next_look - time.monotonic())
+            wait_s = min(max(0.0, self._next_look - time.monotonic()), _LONGEST_WAIT_S)
             with contextlib.suppress(queue.Empty):
-                self._signal.get(timeout=timeout)
+                self._signal.get(timeout=wait_s)
             # Whoever is added while we look finds nothing announced yet, and signals again.
             self._next_look = _FOREVER
             now = time.monotonic()
