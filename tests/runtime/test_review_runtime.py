@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from proplet.agent.ports import ModuleError, ModuleWanted
+from proplet.agent.ports import ModuleError, ModuleWanted, Stage
 from proplet.agent.wire import Reason
 from tests.runtime.conftest import open_node
 from tests.support.modules import module
@@ -40,10 +40,12 @@ async def test_a_builder_that_died_idle_fails_nobodys_module(tmp_path: Path) -> 
 
 
 async def test_a_defect_while_a_module_is_made_fails_that_module_and_not_the_node(tmp_path: Path) -> None:
+    def defect(_: Stage) -> None:
+        raise ZeroDivisionError
+
     async with open_node(tmp_path) as node:
         digest = await node.modules.keep(module("addition"))
-        wanted = ModuleWanted(digest, metered="no boolean")  # type: ignore[arg-type]  stands for any defect of ours
         with pytest.raises(ModuleError) as caught:
-            await node.modules.prepare(wanted, lambda _: 1 / 0)
+            await node.modules.prepare(ModuleWanted(digest), defect)
         assert caught.value.reason is Reason.INTERNAL
         assert (await node.run("addition", "main", "1", "2")).results == "3"
