@@ -118,7 +118,7 @@ class AgentTable:
     """``[agent]``: how much runs at once, how often it reports, what it keeps."""
 
     max_running: int = setting(16, least=1, most=1024)
-    liveliness_interval_s: float = setting(10.0, least=1)
+    liveliness_interval_s: float = setting(5.0, least=1)  # the reference takes 10 s of silence for death
     metrics_interval_s: float = setting(10.0, least=1)
     enable_monitoring: bool = True
     limits: DefaultLimitsTable = field(default_factory=DefaultLimitsTable)
