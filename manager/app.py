@@ -23,7 +23,7 @@ from proplet.manager.model import Kind
 from proplet.manager.ports import Store, StoreUnavailableError
 from proplet.manager.seed import apply_directory
 from proplet.manager.store_memory import MemoryStore
-from proplet.manager.store_retention import prune
+from proplet.manager.store_retention import prune, weight
 from proplet.manager.store_sqlite import open_sqlite_store
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRUNE_EVERY_S: Final = 60.0
+PRUNE_EVERY_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class ManagerSettings:
         policy: waiting times.
         window: unfinished tasks a proplet may have at once.
         keep_finished: finished tasks that are kept; the oldest make room.
+        keep_bytes: what results and modules may hold in memory; the oldest finished tasks make room.
         not_proplets: ids that are no proplet's, whatever they claim.
     """
 
@@ -61,6 +62,7 @@ class ManagerSettings:
     policy: Policy = field(default_factory=Policy)
     window: int = 500
     keep_finished: int = 10_000
+    keep_bytes: int = 64 * 1024 * 1024
     not_proplets: tuple[str, ...] = ()
 
 
@@ -106,7 +108,7 @@ async def open_manager(
         bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, control.hear))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(control.run, bus)
-        tasks.start_soon(_prune_now_and_then, store, settings.keep_finished)
+        tasks.start_soon(_prune_now_and_then, store, settings.keep_finished, settings.keep_bytes)
         stack.callback(tasks.cancel_scope.cancel)
         api = None
         if settings.api is not None:
@@ -145,16 +147,17 @@ async def _serve(
         yield api
 
 
-async def _prune_now_and_then(store: Store, keep: int) -> None:
-    """Keep the store bounded: what has finished long ago is forgotten, a tenth of `keep` at a time or more."""
-    tolerated = keep
+async def _prune_now_and_then(store: Store, keep: int, keep_bytes: int) -> None:
+    """Keep the store bounded: what has finished long ago is forgotten, a tenth of the bounds at a time or more."""
+    tolerated, seen = keep, -1
     while True:
         try:
-            gone = 0
-            if len((await store.list(Kind.TASK)).items) > tolerated:
-                gone = await prune(store, keep)
+            gone, listing = 0, await store.list(Kind.TASK)
+            if listing.version != seen and (len(listing.items) > tolerated or weight(listing.items) > keep_bytes):
+                gone = await prune(store, keep, keep_bytes=keep_bytes - keep_bytes // 10)
+            seen = listing.version
             if gone:
-                log.info("%d finished tasks were forgotten; the last %d are kept", gone, keep)
+                log.info("%d finished tasks were forgotten to make room for later ones", gone)
         except StoreUnavailableError as error:
             log.warning("finished tasks cannot be forgotten now: %s", error)
         tolerated = keep + keep // 10

@@ -1,30 +1,39 @@
-"""The changes of one kind, last ones first forgotten, and those who follow them."""
+"""The changes of one kind, oldest ones first forgotten, and those who follow them."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
+from typing import Final
 
 import anyio
 
 from proplet.manager.ports import Change, GoneError
+from proplet.manager.store_weight import Scale
+
+_HEAVIEST: Final = 32 * 1024 * 1024
 
 
 class ChangeLog:
-    """A bounded history. Everything after `floor` is known; `last` is the version of the newest change of any kind."""
+    """A history of at most `limit` changes, which keep at most `heaviest` bytes of results and modules alive."""
 
-    def __init__(self, limit: int, floor: int = 0) -> None:
+    def __init__(self, limit: int, floor: int = 0, *, heaviest: int = _HEAVIEST) -> None:
         self._limit = limit
-        self._floor = floor
+        self._heaviest = heaviest
+        self._scale = Scale()
+        self._floor = floor  # everything after it is known
         self._changes: deque[Change] = deque()
         self._appended = 0
         self._more = anyio.Event()
 
     def append(self, change: Change) -> None:
         """Add the newest change; followers see it at `wake`."""
-        if len(self._changes) == self._limit:
-            self._floor = self._changes.popleft().version
         self._changes.append(change)
         self._appended += 1
+        self._scale.put(change.resource)
+        while len(self._changes) > self._limit or (self._scale.weight > self._heaviest and len(self._changes) > 1):
+            oldest = self._changes.popleft()
+            self._scale.take(oldest.resource)
+            self._floor = oldest.version
 
     def wake(self) -> None:
         """Tell the followers that there is more."""

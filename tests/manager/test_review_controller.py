@@ -28,4 +28,4 @@ async def test_a_task_deleted_in_the_commit_that_dispatches_it_is_not_started(tm
             await anyio.lowlevel.checkpoint()
         await eventually(lambda: not {uid for uid, _ in pi.held} & set(deleted))
         assert node.controller.liveness("pi-1").task_count == 0
-        assert list(node.controller._book.all()) == []  # noqa: SLF001 - what is still remembered shows nowhere else
+        assert list(node.controller._book.all()) == []
