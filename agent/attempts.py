@@ -92,6 +92,12 @@ class Attempts:
         """Return when the next backoff ends, or None."""
         return min((self._live[key].not_before for key in self._backing_off), default=None)
 
+    def due_by(self, latest: float) -> None:
+        """Let every backoff end at `latest` at the latest."""
+        for key in self._backing_off:
+            attempt = self._live[key]
+            attempt.not_before = min(attempt.not_before, latest)
+
     def hold(self, attempt: Attempt) -> None:
         """Take a live attempt in; its state is what recovery or acceptance says."""
         self._live[attempt.key] = attempt
@@ -130,7 +136,7 @@ class Attempts:
         if not runs:
             self._runs.pop(key.task_id, None)
         self._ended[key] = payload_hash
-        self._newest[key.task_id] = max(key.run, self._newest.get(key.task_id, -1))
+        self._newest[key.task_id] = max(key.run, self._newest.get(key.task_id, key.run))
         while len(self._ended) > self._known:
             old, _ = self._ended.popitem(last=False)
             if self._newest.get(old.task_id) == old.run:

@@ -103,8 +103,8 @@ class Core:
                 yield a.key, a.start, a.since
 
     def next_due(self) -> float | None:
-        """Return when the next backoff ends, or None."""
-        return self._attempts.next_due()
+        """Return when the next backoff ends that can be followed by a run, or None."""
+        return self._attempts.next_due() if self._active < self._settings.max_active else None
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -139,6 +139,8 @@ class Core:
             case RunEnded():
                 step = self._on_ended(event, now)
             case Tick():
+                # A clock that was set back must not keep a backoff waiting for years.
+                self._attempts.due_by(now + BACKOFF_MAX_S)
                 step = Step()
         return self._admit(step, now)
 

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _PAGE_BYTES = 2048
+_CLOCK_SET_S = 60.0  # wall and steady clock drift apart by less, unless somebody sets the one
 _CHECKPOINT_PAGES = 2048  # of the write-ahead log: 4 MiB, so that a page written often is copied rarely
 
 _SCHEMA = """
@@ -85,8 +86,10 @@ class OutboxBounds:
 class SqliteJournal:
     """The port `Journal` on one SQLite file. All of SQLite runs in one thread of its own."""
 
-    def __init__(self, path: Path, bounds: OutboxBounds) -> None:
+    def __init__(self, path: Path, bounds: OutboxBounds, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._clock = clock
+        self._clocks = clock(), time.monotonic()  # at the last sweep: wall, and one that nobody sets
         self._bounds = bounds
         self._thread = ThreadPoolExecutor(1, "journal")
         self._rows: OrderedDict[RunKey, int] = OrderedDict()  # to the attempt's row id
@@ -184,6 +187,7 @@ class SqliteJournal:
         return StorageError(f"{self._path}: {text}")
 
     def _load(self) -> Recovered:
+        self._sweep(by_age=False)  # a node that is switched off every night would never come to it
         try:
             return self._load_rows()
         except sqlite3.Error as error:
@@ -320,12 +324,14 @@ class SqliteJournal:
 
     # --- keeping it small -------------------------------------------------------------------------------------------
 
-    def _sweep(self) -> None:
+    def _sweep(self, *, by_age: bool = True) -> None:
         """Hold the bounds. Runs every few hundred saves, in a transaction of its own; failing it costs only space."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._forget_finished()
-            self._hold_outbox_bounds(time.time())
+            if by_age:
+                self._drop_old()
+            self._hold_outbox_bounds()
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
@@ -355,14 +361,33 @@ class SqliteJournal:
             del self._rows[key]
             self._outbox.pop(key, None)
 
-    def _hold_outbox_bounds(self, now: float) -> None:
-        bounds = self._bounds
+    def _drop_old(self) -> None:
+        now, max_age_s = self._follow_clock(), self._bounds.max_age_s
         old = self._db.execute(
-            "SELECT seq, attempt FROM outbox WHERE sent = 0 AND created_at < ?", (now - bounds.max_age_s,)
+            "SELECT seq, attempt FROM outbox WHERE sent = 0 AND created_at < ?", (now - max_age_s,)
         ).fetchall()
         if old:
             self._remove(old)
-            log.warning("%d undelivered results older than %.0f s were dropped", len(old), bounds.max_age_s)
+            log.warning("%d undelivered results older than %.0f s were dropped", len(old), max_age_s)
+
+    def _follow_clock(self) -> float:
+        """Return the time. If somebody has set the clock, nothing in the outbox is older or younger for it.
+
+        A Raspberry Pi has no clock of its own: it lives in the past until the network tells it the time.
+        """
+        wall, steady = self._clocks
+        now, self._clocks = self._clock(), (self._clock(), time.monotonic())
+        ahead = (now - wall) - (self._clocks[1] - steady)
+        if ahead > _CLOCK_SET_S:
+            self._db.execute(
+                "UPDATE outbox SET created_at = created_at + ? WHERE sent = 0 AND created_at <= ?", (ahead, now - ahead)
+            )
+        elif ahead < -_CLOCK_SET_S:
+            self._db.execute("UPDATE outbox SET created_at = ? WHERE sent = 0 AND created_at > ?", (now, now))
+        return now
+
+    def _hold_outbox_bounds(self) -> None:
+        bounds = self._bounds
         count, size = self._db.execute("SELECT count(*), total(length(payload)) FROM outbox WHERE sent = 0").fetchone()
         if count > bounds.max_count:
             replies = self._db.execute(
@@ -390,13 +415,15 @@ class SqliteJournal:
 
 
 @asynccontextmanager
-async def open_journal(path: Path, bounds: OutboxBounds | None = None) -> AsyncIterator[SqliteJournal]:
+async def open_journal(
+    path: Path, bounds: OutboxBounds | None = None, clock: Callable[[], float] = time.time
+) -> AsyncIterator[SqliteJournal]:
     """Open the journal at `path`, made if it is not there, for this process alone.
 
     Raises:
         StorageError: it cannot be used; the message says why (in use, full, not writable, damaged, newer).
     """
-    journal = SqliteJournal(path, bounds or OutboxBounds())
+    journal = SqliteJournal(path, bounds or OutboxBounds(), clock)
     try:
         await journal._call(journal._open)  # noqa: SLF001 (its own module)
         yield journal

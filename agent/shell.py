@@ -340,7 +340,8 @@ class Shell:
         if scope is not None:
             scope.cancel()
             return
-        self._cancelled.add(key)
+        if key in self._artefacts:  # its run has not begun; what runs or has ended leaves nothing to remember
+            self._cancelled.add(key)
         self._runtime.stop(str(key))
 
     async def _keep_time(self) -> None:

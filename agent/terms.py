@@ -4,10 +4,12 @@ Pure. The grant is never more than the ceiling, whatever is asked.
 """
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from proplet.agent.ports import Artefact, GuestLimits, Job
 from proplet.agent.wire import Start, StartTerms
 
+_N = TypeVar("_N", int, float)
 _MIB = 1024 * 1024
 
 
@@ -34,11 +36,11 @@ def granted(start: Start, node: NodeLimits) -> GuestLimits:
         wall_s=_lower(ext.deadline_s or (None if daemon else default.wall_s), ceiling.wall_s),
         output_bytes=min(asked.output_bytes or default.output_bytes, ceiling.output_bytes),
         stack_bytes=min(asked.stack_bytes or default.stack_bytes, ceiling.stack_bytes),
-        fuel=asked.fuel if asked.fuel is not None else default.fuel,
+        fuel=_lower(asked.fuel if asked.fuel is not None else default.fuel, ceiling.fuel),
     )
 
 
-def _lower(wanted: float | None, ceiling: float | None) -> float | None:
+def _lower(wanted: _N | None, ceiling: _N | None) -> _N | None:
     if wanted is None or ceiling is None:
         return ceiling if wanted is None else wanted
     return min(wanted, ceiling)

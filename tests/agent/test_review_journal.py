@@ -1,0 +1,80 @@
+"""The journal's bounds on devices that are switched off every night and have no clock of their own."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from proplet.agent import codec, wire
+from proplet.agent.events import RunKey, SaveOutcome, SaveResend
+from proplet.agent.journal import OutboxBounds, SqliteJournal, open_journal
+from proplet.agent.lifecycle import State
+
+pytestmark = pytest.mark.anyio
+
+YEARS = 30 * 365 * 86_400.0
+BOUNDS = OutboxBounds(keep_sent=10, max_age_s=3600)
+
+
+@dataclass
+class Clock:
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+def outcome(task_id: str, at: float) -> SaveOutcome:
+    payload = codec.encode(wire.Result(task_id, "p", task_id))
+    return SaveOutcome(RunKey(task_id, 1), State.COMPLETED, at, "hash", "control/proplet/results", payload)
+
+
+async def undelivered(journal: SqliteJournal) -> list[str]:
+    return [codec.decode_as(wire.Result, row.payload).results for row in await journal.pending(0, 10_000)]
+
+
+async def sweep(journal: SqliteJournal) -> None:
+    """Six hundred saves that save nothing."""
+    await journal.commit([SaveResend(RunKey("nobody", 1))] * 600)
+
+
+async def test_a_node_that_never_runs_long_keeps_its_journal_within_its_bounds(tmp_path: Path) -> None:
+    for day in range(4):
+        async with open_journal(tmp_path / "j.db", BOUNDS) as journal:
+            held = await journal.load()
+            assert len(held.finished) <= 10
+            await journal.commit([outcome(f"t{day}-{n}", time.time()) for n in range(30)])
+            await journal.sent([row.seq for row in await journal.pending(0, 1000)])
+
+
+async def test_results_from_before_the_clock_was_set_are_not_old(tmp_path: Path) -> None:
+    clock = Clock(-YEARS)
+    async with open_journal(tmp_path / "j.db", BOUNDS, clock) as journal:
+        await journal.load()
+        await journal.commit([outcome("before", clock())])
+        clock.ahead = 0.0
+        await journal.commit([outcome("after", clock())])
+        await sweep(journal)
+        await sweep(journal)
+        assert await undelivered(journal) == ["before", "after"]
+        clock.ahead = 60 * 50.0
+        await sweep(journal)
+        assert await undelivered(journal) == ["before", "after"]
+
+
+async def test_a_clock_that_was_set_back_makes_no_result_last_for_ever(tmp_path: Path) -> None:
+    clock = Clock(YEARS)
+    async with open_journal(tmp_path / "j.db", BOUNDS, clock) as journal:
+        await journal.load()
+        await journal.commit([outcome("before", clock())])
+        clock.ahead = 0.0
+        await journal.commit([outcome("after", clock())])
+        await sweep(journal)
+        assert await undelivered(journal) == ["before", "after"]
+    clock.ahead = 4000.0
+    async with open_journal(tmp_path / "j.db", BOUNDS, clock) as journal:
+        await journal.load()
+        assert await undelivered(journal) == ["before", "after"], "what waits is tried once before it is given up"
+        await sweep(journal)
+        assert await undelivered(journal) == []
