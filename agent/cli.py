@@ -8,6 +8,7 @@ Whatever a person can cause is one line on standard error that says what to do n
 ``PROPLET_DEBUG=1`` the traceback is shown, too. This module and `cli_parser` import nothing that is slow to load.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,17 +29,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     from proplet.agent.cli_parser import parse
 
+    _prepare_streams()
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
-        status = _call(command)
+        status = _call(parse(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its end: there must be something to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return PIPE_CLOSED
+    except OSError as error:
+        _discard_output()
+        print(f"proplet: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
+
+
+def _prepare_streams() -> None:
+    """Make standard output and error take any text: they may be closed, or in an encoding that lacks a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Let nobody have what is left: Python flushes once more at its end, and would fail once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _call(command: Callable[[], int]) -> int:

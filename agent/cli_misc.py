@@ -50,9 +50,27 @@ def completion(options: argparse.Namespace) -> int:
     else:
         import shtab
 
+        for action in _actions(parser):
+            if action.metavar in _FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            elif action.metavar == "KIND":
+                # Only for completion: as arguments, `task` and `task/NAME` are understood, too.
+                action.choices = ("tasks", "proplets")
         text = shtab.complete(parser, shell=options.shell)
     sys.stdout.write(text)
     return OK
+
+
+_FILES = ("FILE", "HOST::GUEST", "MODULE|IMAGE")
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield every argument of a parser and of the commands below it."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list what was added
+        yield action
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for below in action.choices.values():
+                yield from _actions(below)
 
 
 def _fish(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -87,7 +105,7 @@ def _fish_level(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Itera
 def _fish_argument(action: argparse.Action) -> str:
     if action.choices:
         return f" -x -a {_quoted(' '.join(map(str, action.choices)))}"
-    return " -r -F" if action.metavar in ("FILE", "HOST::GUEST") else " -x"
+    return " -r -F" if action.metavar in _FILES else " -x"
 
 
 def _quoted(text: str) -> str:

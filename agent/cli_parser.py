@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DESCRIPTION = "Runs WebAssembly tasks on this device: agent, MQTT broker and manager in one program."
 
@@ -37,6 +37,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"proplet: error: {message}\ntry: {self.prog} --help\n")
         sys.exit(2)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # Argparse would list every command; the nearest one is of more use.
+        if action.choices is not None and value not in action.choices and action.metavar in ("COMMAND", "ACTION"):
+            from proplet.agent.config_reader import did_you_mean
+
+            self.error(f"there is no command `{value}`{did_you_mean(str(value), map(str, action.choices))}")
+        super()._check_value(action, value)
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], int]:
@@ -142,9 +150,10 @@ def _run_command(add: Add) -> None:
     run.add_argument("-q", "--quiet", action="store_true", help="no progress and no cost line")
     _config_option(run)
     run.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image such as ghcr.io/org/name:tag")
-    run.add_argument(
+    arguments = run.add_argument(
         "args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments; everything from here is the guest's"
     )
+    arguments.required = False  # argparse thinks otherwise, and would ask for them
 
 
 def _resource_commands(add: Add, server: _Parser) -> None:
@@ -163,19 +172,19 @@ def _resource_commands(add: Add, server: _Parser) -> None:
     apply.add_argument("-o", "--output", choices=("name", "json", "yaml"), help="how to print what was applied")
     get = add("get", "cli_resources:get", "list tasks or proplets", server, namespace)
     get.add_argument("kind", metavar="KIND", help=_RESOURCE)
-    get.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    get.add_argument("names", metavar="NAME", nargs="*", default=[], help="only these")
     get.add_argument("-o", "--output", choices=FORMS, default="table", help="how to print them (default: table)")
     get.add_argument("-w", "--watch", action="store_true", help="go on and print changes as they come")
     get.add_argument("-A", "--all-namespaces", action="store_true", help="of every namespace")
     get.add_argument("--no-headers", action="store_true", help="without the table's head")
     describe = add("describe", "cli_resources:describe", "show all of one task or proplet", server, namespace)
     describe.add_argument("kind", metavar="KIND", help=_RESOURCE)
-    describe.add_argument("names", metavar="NAME", nargs="*", help="which")
+    describe.add_argument("names", metavar="NAME", nargs="*", default=[], help="which")
     delete = add(
         "delete", "cli_resources:delete", "delete tasks or proplets; running ones are stopped", server, namespace
     )
     delete.add_argument("kind", metavar="KIND", nargs="?", help=_RESOURCE)
-    delete.add_argument("names", metavar="NAME", nargs="*", help="which")
+    delete.add_argument("names", metavar="NAME", nargs="*", default=[], help="which")
     _files_option(delete, required=False)
     delete.add_argument("--all", action="store_true", help="all of that kind")
     delete.add_argument("--ignore-not-found", action="store_true", help="it is no failure if one is not there")

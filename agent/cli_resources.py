@@ -18,7 +18,7 @@ from proplet.agent.render import Manifest, at
 #: What a person may call a kind, with the path of the API and the name in manifests.
 KINDS: Mapping[str, str] = {"task": "tasks", "tasks": "tasks", "proplet": "proplets", "proplets": "proplets"}
 TITLES: Mapping[str, str] = {"tasks": "Task", "proplets": "Proplet"}
-_UNDER_WAY = ("scheduled", "running")
+UNDER_WAY = ("scheduled", "running")
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -96,7 +96,8 @@ def _apply(session: Session, options: argparse.Namespace) -> int:
         except CliError as error:
             if error.status not in (FAILED, NOT_FOUND):
                 raise
-            session.complain("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
+            # The node cannot know the file; it speaks of the request.
+            session.complain("\n".join(f"{name}: {line.removeprefix('request: ')}" for line in str(error).splitlines()))
             status = FAILED
             continue
         for item in items:
@@ -147,8 +148,8 @@ def selected(session: Session, kind: str, namespace: str | None, names: Sequence
     """Return the named resources, or all, and the exit code: names that are not there are complained about."""
     listed = session.list(kind, namespace)
     if kind == "proplets":
-        tasks = session.list("tasks", None)
-        listed = with_counts(listed, tasks)
+        under_way = (task for task in session.list("tasks", None) if at(task, "status.phase") in UNDER_WAY)
+        listed = with_counts(listed, Counter(at(task, "status.assignedProplet") for task in under_way))
     if not names:
         return list(listed), OK
     by_name: dict[str, list[Manifest]] = {}
@@ -166,14 +167,14 @@ def selected(session: Session, kind: str, namespace: str | None, names: Sequence
 
 def absent(kind: str, name: str, known: Mapping[str, Any]) -> str:
     """Return the message for a name that is not there."""
-    return f"there is no {kind[:-1]} `{name}`{did_you_mean(name, known)}; proplet get {kind} lists what there is"
+    near = did_you_mean(name, known)
+    return f"there is no {kind[:-1]} `{name}`{near or f'; proplet get {kind} lists what there is'}"
 
 
-def with_counts(proplets: Sequence[Manifest], tasks: Sequence[Manifest]) -> list[Manifest]:
+def with_counts(proplets: Sequence[Manifest], counts: Mapping[Any, int]) -> list[Manifest]:
     """Return proplets with the number of tasks under way on each, where the node does not say it itself."""
-    counts = Counter(at(task, "status.assignedProplet") for task in tasks if at(task, "status.phase") in _UNDER_WAY)
     return [
-        {**item, "status": {"taskCount": counts[at(item, "metadata.name")], **(item.get("status") or {})}}
+        {**item, "status": {"taskCount": counts.get(at(item, "metadata.name"), 0), **(item.get("status") or {})}}
         for item in proplets
     ]
 
@@ -245,9 +246,15 @@ def _delete(session: Session, options: argparse.Namespace) -> int:
                 continue
             if error.status not in (FAILED, NOT_FOUND):
                 raise
-            session.complain(str(error))
+            session.complain(_not_deleted(session, kind, namespace, name, error))
             status = error.status
     return status
+
+
+def _not_deleted(session: Session, kind: str, namespace: str, name: str, error: CliError) -> str:
+    if error.status != NOT_FOUND:
+        return str(error)
+    return absent(kind, name, {str(at(item, "metadata.name")): item for item in session.list(kind, namespace)})
 
 
 def _targets_in_files(options: argparse.Namespace) -> list[tuple[str, str, str]]:

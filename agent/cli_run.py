@@ -146,6 +146,8 @@ def _local(name: str) -> bytes | None:
     if path.suffix == ".wat":
         raise CliError(f"{name} is WebAssembly as text: compile it first (wat2wasm {name})", USAGE)
     if not (path.suffix == ".wasm" or name.startswith((".", "/", "~")) or path.is_file()):
+        if "/" not in name:
+            raise CliError(f"{name}: no such file here; an image has its registry in front, such as ghcr.io/org/{name}")
         return None
     try:
         return path.expanduser().read_bytes()

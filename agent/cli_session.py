@@ -3,7 +3,8 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -11,7 +12,10 @@ from typing import Any
 
 from proplet.agent.cli import FAILED, NOT_FOUND, UNREACHABLE, USAGE, CliError
 from proplet.agent.client import ApiError, Client, NodeUnreachableError, WatchEvent
-from proplet.agent.render import Manifest
+from proplet.agent.render import Manifest, at
+
+_GONE = 410
+_AGAIN_S = 0.2
 
 Manifests = list[Manifest]
 Entries = list[dict[str, Any]]
@@ -114,8 +118,54 @@ class Session:
     @contextmanager
     def watch(self, kind: str, namespace: str | None, name: str | None = None) -> "Iterator[Iterator[WatchEvent]]":
         """Open a watch: what there is, SYNCED, then changes, until the context ends."""
-        with answered(), closing(self._client.watch(kind, namespace=namespace, name=name)) as events:  # type: ignore[type-var]
+        with answered(), closing(_whole_watch(self._client, kind, namespace, name)) as events:
             yield events
+
+
+def _whole_watch(
+    client: Client, kind: str, namespace: str | None, name: str | None
+) -> Generator[WatchEvent, None, None]:
+    """Yield a watch's events; where the node forgot what came since, list again and yield what differs."""
+    known: dict[tuple[str, str], Manifest] = {}
+    synced = False
+    while True:
+        missing = dict(known)
+        try:
+            with closing(client.watch(kind, namespace=namespace, name=name)) as events:  # type: ignore[type-var]
+                for event in events:
+                    if event.object is not None:
+                        key = str(at(event.object, "metadata.namespace")), str(at(event.object, "metadata.name"))
+                        missing.pop(key, None)
+                        if key in known and event.type != "DELETED" and _state(event.object) == _state(known[key]):
+                            continue
+                        _note(known, key, event)
+                    elif synced:
+                        for key, item in missing.items():
+                            del known[key]
+                            yield WatchEvent("DELETED", dict(item), event.version)
+                        missing = {}
+                        continue
+                    else:
+                        synced, missing = True, {}
+                    yield event
+            return
+        except ApiError as error:
+            if error.status != _GONE:
+                raise
+        threading.Event().wait(_AGAIN_S)
+
+
+def _state(item: Manifest) -> tuple[Any, Any]:
+    return at(item, "metadata.uid"), at(item, "metadata.resourceVersion")
+
+
+def _note(known: dict[tuple[str, str], Manifest], key: tuple[str, str], event: WatchEvent) -> None:
+    """Keep what is there now, without modules: they are large."""
+    if event.type == "DELETED" or event.object is None:
+        known.pop(key, None)
+        return
+    spec = event.object.get("spec") or {}
+    known[key] = {**event.object, "spec": {**spec, "file": ""}} if "file" in spec else event.object
 
 
 class DeadlineError(Exception):

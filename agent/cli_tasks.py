@@ -72,8 +72,8 @@ def _logs(session: Session, options: argparse.Namespace) -> int:
             break
         threading.Event().wait(_POLL_S)
         task = session.get("tasks", options.namespace, options.name)
-    if not seen and not options.follow:
-        session.say(f"no output of task {options.name} was sent here; it is {_said(task)}")
+    if not seen:
+        session.say(f"no output of task {options.name} was sent here; it {_said(task)}")
         if at(task, "status.results"):
             session.say(f"it has results: proplet describe task {options.name}")
     return OK
@@ -118,7 +118,7 @@ def _wait(session: Session, options: argparse.Namespace) -> int:
         raise CliError(message, TIMED_OUT) from None
     reached = _reached(options.until, task)
     if not reached:
-        raise CliError(f"task {options.name} is {_said(task)}", FAILED)
+        raise CliError(f"task {options.name} {_said(task)}", FAILED)
     sys.stdout.write(f"task/{options.name} {_phase(task)}\n")
     return OK
 
@@ -141,9 +141,11 @@ def _phase(task: Manifest) -> str:
 
 
 def _said(task: Manifest) -> str:
-    """Return the phase, and why it is so if that is known."""
+    """Return the phase as a verb, and why it is so if that is known."""
     why = one_line(at(task, "status.error")) or one_line(at(task, "status.message"))
-    return f"{_phase(task)}{f': {why}' if why else ''}"
+    phase = _phase(task)
+    verb = {"failed": "failed", "interrupted": "was interrupted", "skipped": "was skipped"}.get(phase, f"is {phase}")
+    return f"{verb}{f': {why}' if why else ''}"
 
 
 def _reached(until: str, task: Manifest) -> bool:

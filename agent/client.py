@@ -113,7 +113,7 @@ class Client:
             ValueError: `target` is no address.
         """
         named = target or environ.get("PROPLET_SOCKET")
-        if named is not None:
+        if named:
             found = Target.parse(named, token)
             if found.token or found.socket is not None:
                 return cls(found)
@@ -293,7 +293,8 @@ def _nobody(paths: list[Path], problems: list[OSError]) -> NodeUnreachableError:
             )
     looked = ", ".join(str(path) for path in paths)
     return NodeUnreachableError(
-        f"no node runs here (looked for {looked}): start one with `{NAME} up`, or name one with its socket or URL"
+        f"no node runs here (looked for {looked}): start one with `{NAME} up`, or name one with its socket or URL; "
+        "a node without a manager has no API"
     )
 
 
@@ -336,7 +337,7 @@ def _refusal(status: int, body: dict[str, Any]) -> ApiError:
 
 
 def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _part(text: str) -> str:

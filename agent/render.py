@@ -223,18 +223,23 @@ def _named(manifest: Manifest) -> Mapping[str, Any]:
     return {**first, **{key: value for key, value in meta.items() if key not in first}}
 
 
-def _described(value: Mapping[str, Any], now: float, depth: int, unit: str = "") -> Iterator[str]:
+def _described(value: Mapping[str, Any], now: float, depth: int, above: str = "") -> Iterator[str]:
     pad = "  " * depth
+    # What a person has named is written as they did.
+    titled = one_line if above in _NAMED_BY_PEOPLE else _title
+    unit = above if above.endswith(_UNITS) else ""
     plain = [key for key, item in value.items() if not _nested(item)]
-    width = max((len(_title(key)) + 1 for key in plain), default=0)
+    width = max((len(titled(key)) + 1 for key in plain), default=0)
     for key, item in value.items():
-        title = _title(key) + ":"
-        if key == "file" and isinstance(item, str):
+        title = titled(key) + ":"
+        if isinstance(item, str) and item and _SECRET.search(key):
+            yield f"{pad}{title:<{width}}  <redacted>"
+        elif key == "file" and isinstance(item, str):
             yield f"{pad}{title:<{width}}  <{size(len(item) * 3 // 4)} of WebAssembly>"
         elif isinstance(item, Mapping) and item:
             yield f"{pad}{title}"
             # The times of stages are in ``wallSeconds: {run: 0.1}``.
-            yield from _described(item, now, depth + 1, key if key.endswith(_UNITS) else "")
+            yield from _described(item, now, depth + 1, key)
         elif _nested(item):
             yield f"{pad}{title}"
             yield from _list(item, now, depth + 1)
@@ -243,6 +248,11 @@ def _described(value: Mapping[str, Any], now: float, depth: int, unit: str = "")
 
 
 _UNITS = ("Bytes", "Seconds")
+_NAMED_BY_PEOPLE = frozenset({"env", "envSecrets", "labels", "annotations", "matchLabels", "custom"})
+# The connections of the reference (clientKey, apiKey), and variables whose name says what they hold.
+_SECRET = re.compile(
+    r"((client|api|private|access|secret)[-_]?keys?|passw(or)?d|passphrase|secret|token|credentials?)$", re.IGNORECASE
+)
 
 
 def _measured(unit: str, item: Any) -> str:
@@ -280,7 +290,7 @@ def _plain(item: Any, now: float) -> str:
     return one_line(item)
 
 
-_INITIALS = frozenset({"id", "uid", "ip", "os", "cpu", "url"})
+_INITIALS = frozenset({"api", "id", "uid", "ip", "os", "cpu", "url", "mqtt", "qos"})
 
 
 def _title(key: str) -> str:

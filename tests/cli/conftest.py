@@ -1,5 +1,6 @@
 """A home of its own for every command, and a node's API to talk to."""
 
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -8,6 +9,16 @@ import pytest
 
 from proplet.manager.api import ApiSettings
 from tests.api.fakes import Node, open_node
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A shell without job control starts what it puts in the background deaf to SIGINT, and children inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -46,8 +46,11 @@ def test_help_ends_well(home: Path, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["get"], "the following arguments are required: KIND"),
-        (["gte", "tasks"], "invalid choice"),
+        (["get"], "the following arguments are required: KIND\n"),
+        (["run"], "the following arguments are required: MODULE|IMAGE\n"),
+        (["gte", "tasks"], "there is no command `gte`; did you mean `get`?\n"),
+        (["config", "chek"], "there is no command `chek`; did you mean `check`?\n"),
+        (["run", "adition"], "adition: no such file here; an image has its registry in front"),
         (["get", "tsks"], "there is no kind `tsks`; did you mean `tasks`?"),
         (["get", "tasks", "-o", "xml"], "invalid choice: 'xml'"),
         (["run", "x.wat"], "is WebAssembly as text"),
@@ -81,6 +84,17 @@ def test_without_a_node_every_command_says_how_to_start_one(home: Path, argument
     assert "start one with `proplet up`" in err
 
 
+def test_an_empty_variable_names_no_node(home: Path) -> None:
+    code, _, err = proplet_now(home, ["get", "tasks"], PROPLET_SOCKET="")
+    assert (code, "no node runs here" in err) == (3, True)
+
+
+def test_a_url_where_nobody_listens_is_one_plain_line(home: Path) -> None:
+    code, out, err = proplet_now(home, ["get", "tasks", "-s", "http://127.0.0.1:9"])
+    assert (code, out) == (3, "")
+    assert "http://127.0.0.1:9 does not answer: Connection refused; is the node up" in err
+
+
 def test_version_needs_no_node(home: Path) -> None:
     code, out, err = proplet_now(home, ["version"])
     assert (code, out, err) == (0, f"proplet {importlib.metadata.version('proplet')}\n", "")
@@ -110,6 +124,45 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_cannot_be_written_is_one_line(home: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [COMMAND, "version"], stdout=full, stderr=subprocess.PIPE, env=environment(home), check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"proplet: error: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_closed_output_is_nobody_listening(home: Path) -> None:
+    shell = ["sh", "-c", f"{COMMAND} version >&-"]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, env=environment(home), check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_terminal_without_a_character_gets_another(home: Path) -> None:
+    path = home / "ü.toml"
+    path.write_text("[mqtt]\nqos = 7\n")
+    done = proplet_now(home, ["config", "check", "--config", path], PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.code == 78
+    assert "/?" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_bash_completes_kinds_and_files(home: Path) -> None:
+    script = proplet_now(home, ["completion", "bash"]).out
+    (home / "task.yaml").touch()
+    for words, wanted in (("get t", "tasks"), ("apply -f ta", "task.yaml"), ("run ta", "task.yaml")):
+        last = words.split()[-1]
+        ask = (
+            f"{script}\nCOMP_WORDS=(proplet {words}) COMP_CWORD={len(words.split())}; "
+            f"_shtab_proplet proplet {last} {words.split()[-2]}; echo ${{COMPREPLY[@]}}"
+        )
+        done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, cwd=home)
+        assert done.stdout.split() == [wanted], words
 
 
 # --- configuration -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
 from proplet.agent.wire import LogLines
+from proplet.manager.api import ApiSettings
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletPhase, PropletStatus, Task
 from proplet.manager.phases import Phase
-from tests.api.fakes import Node
+from proplet.manager.store_memory import MemoryStore
+from tests.api.fakes import Node, open_node
 from tests.cli.command import COMMAND, environment, proplet
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +86,7 @@ async def test_apply_of_what_is_no_manifest_fails_in_words(node: Node, home: Pat
     code, out, err = await proplet(home, "apply", "-f", "-", stdin=text)
     assert (code, out) == (1, "")
     assert err.startswith("proplet: error: standard input: ")
+    assert "request:" not in err
     assert "Traceback" not in err
 
 
@@ -126,10 +129,8 @@ async def test_what_was_exported_can_be_applied(node: Node, home: Path) -> None:
 
 async def test_a_name_that_is_not_there_ends_with_4_and_names_the_nearest(node: Node, home: Path) -> None:
     await proplet(home, "apply", "-f", "-", stdin=manifest("addition"))
-    message = (
-        "proplet: error: there is no task `additon`; did you mean `addition`?; proplet get tasks lists what there is\n"
-    )
-    for command in (["get", "task"], ["describe", "task"], ["start"], ["stop"], ["logs"], ["wait"]):
+    message = "proplet: error: there is no task `additon`; did you mean `addition`?\n"
+    for command in (["get", "task"], ["describe", "task"], ["delete", "task"], ["start"], ["stop"], ["logs"], ["wait"]):
         done = await proplet(home, *command, "additon")
         assert (done.code, done.err) == (4, message), command
     partly = await proplet(home, "get", "tasks", "addition", "additon", "-o", "name")
@@ -168,7 +169,7 @@ async def test_start_stop_and_wait(node: Node, home: Path) -> None:
     assert await proplet(home, "stop", "one") == (0, "task/one stopped\n", "")
     assert await proplet(home, "wait", "one", "--for=finished") == (0, "task/one interrupted\n", "")
     failed = await proplet(home, "wait", "one")
-    assert failed == (1, "", "proplet: error: task one is interrupted\n")
+    assert failed == (1, "", "proplet: error: task one was interrupted\n")
 
 
 async def test_wait_ends_with_the_change_it_waits_for(node: Node, home: Path) -> None:
@@ -189,6 +190,7 @@ async def test_logs_go_where_the_guest_wrote_them(node: Node, home: Path) -> Non
     task = await record(node, "one", phase=Phase.COMPLETED)
     none = await proplet(home, "logs", "one")
     assert none == (0, "", "no output of task one was sent here; it is completed\n")
+    assert await proplet(home, "logs", "one", "-f") == none
     out = LogLines("pi", task.id, 1, "stdout", ("hello", "wor\x1bld"))
     node.control.logs[task.id] = [out, LogLines("pi", task.id, 1, "stderr", ("oops",))]
     assert await proplet(home, "logs", "one", "-f") == (0, "hello\nwor\N{REPLACEMENT CHARACTER}ld\n", "oops\n")
@@ -227,6 +229,42 @@ async def test_watch_prints_changes_as_they_come(node: Node, home: Path) -> None
         process.send_signal(2)
         with anyio.fail_after(10):
             assert await process.wait() == 130
+
+
+async def test_a_watch_of_proplets_shows_how_many_tasks_they_have(node: Node, home: Path) -> None:
+    await node.store.create(Proplet(Meta("pi"), status=PropletStatus(PropletPhase.RUNNING)))
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    async with started(home, "get", "proplets", "-w") as (process, output):
+        lines = (await until(output, "Running")).splitlines()
+        assert lines[0].split()[:5] == ["NAME", "TYPE", "PHASE", "READY", "TASKS"]
+        assert lines[1].split()[:5] == ["pi", "external", "Running", "True", "0"]
+        await record(node, "one", phase=Phase.RUNNING, proplet_id="pi")
+        assert (await until(output, "\n")).split()[4] == "1"
+        await record(node, "one", phase=Phase.COMPLETED, proplet_id="pi")
+        assert (await until(output, "\n")).split()[4] == "0"
+        await node.store.delete(Kind.PROPLET, Key("pi"))
+        assert (await until(output, "\n")).split()[:3] == ["pi", "external", "deleted"]
+        process.send_signal(2)
+        with anyio.fail_after(10):
+            assert await process.wait() == 130
+
+
+async def test_a_watch_whose_history_is_gone_lists_again(home: Path) -> None:
+    (home / "run/proplet").mkdir(parents=True)
+    settings = ApiSettings(socket=home / "run/proplet/proplet.sock")
+    store = MemoryStore(history=2)
+    async with AsyncExitStack() as stack:
+        async with open_node(settings, store) as node:
+            await proplet(home, "apply", "-f", "-", stdin=manifest("kept", "one", "two"))
+            _, output = await stack.enter_async_context(started(home, "get", "tasks", "-w"))
+            await until(output, "two")
+        # While the node is away, more happens than it remembers.
+        for phase in (Phase.SCHEDULED, Phase.RUNNING, Phase.COMPLETED):
+            await record(node, "one", phase=phase, proplet_id="pi")
+        await store.delete(Kind.TASK, Key("two"))
+        async with open_node(settings, store):
+            seen = await until(output, "deleted")
+            assert [line.split()[:2] for line in seen.splitlines()] == [["one", "completed"], ["two", "deleted"]]
 
 
 async def test_a_watch_of_json_prints_a_document_per_change(node: Node, home: Path) -> None:

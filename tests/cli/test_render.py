@@ -84,7 +84,7 @@ def test_a_description_of_a_task_reads_well() -> None:
         "Namespace:  default",
         "Kind:       Task",
         "Labels:",
-        "  A:  b",
+        "  a:  b",
         "Spec:",
         "  Function Name:  main",
         "  Inputs:         10, 32",
@@ -101,6 +101,28 @@ def test_a_description_of_a_task_reads_well() -> None:
         "  Conditions:",
         "    - Type:    Started",
         "      Status:  True",
+    ]
+
+
+def test_a_description_shows_no_secret_and_leaves_names_of_variables_alone() -> None:
+    proplet = {
+        "spec": {"connectionConfig": {"clientId": "pi", "clientKey": "s3cret", "apiKey": "s3cret", "mqttQos": 1}}
+    }
+    assert list(render.describe(proplet, NOW))[1:] == [
+        "  Connection Config:",
+        "    Client ID:   pi",
+        "    Client Key:  <redacted>",
+        "    API Key:     <redacted>",
+        "    MQTT QOS:    1",
+    ]
+    named = {"env": {"logLevel": "x", "DB_PASSWORD": "s3cret"}, "apiKeySecretRef": {"name": "a", "key": "b"}}
+    assert list(render.describe({"spec": named}, NOW))[1:] == [
+        "  Env:",
+        "    logLevel:     x",
+        "    DB_PASSWORD:  <redacted>",
+        "  API Key Secret Ref:",
+        "    Name:  a",
+        "    Key:   b",
     ]
 
 
