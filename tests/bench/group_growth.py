@@ -1,6 +1,6 @@
 """Whether a node grows with the tasks it has done: the slope of its memory, once every bounded memory is full."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from statistics import mean
 
@@ -20,13 +20,17 @@ def measure(plan: Plan) -> Iterator[Row]:
     each, filled = tasks // samples_wanted, kept + kept // 5
     with node_with_broker(plan.scratch / "growth", "mosquitto", more=_KEPT.format(kept)) as node:
         done, samples = 0, list[tuple[float, float]]()
+        first: Mapping[str, int] = {}
         node.load("fill", tasks=filled, window=WINDOW)
         wait_for(lambda: "builder" not in tree(node.pid).values(), 30, "the builder ends")
         for number in range(samples_wanted):
             node.load(f"grow-{number}", tasks=each, window=WINDOW)
             done += each
             pause(_REST_S)
-            samples.append((done, memory(node.pid).alone))
+            taken = memory(node.pid)
+            first = first or taken.pss
+            samples.append((done, taken.alone))
+    grown = ", ".join(f"{name} {(size - first.get(name, 0)) / 1e6:+.2f} MB" for name, size in taken.pss.items())
     slope, error = slope_of(samples)
     yield Row(
         f"memory growth, slope over {tasks:,} tasks",
@@ -37,6 +41,7 @@ def measure(plan: Plan) -> Iterator[Row]:
         (
             f"after {filled:,} others, so that the {kept:,} results it keeps are there",
             f"{samples[0][1] / 1e6:.2f} MB after {samples[0][0]:,.0f} tasks, {samples[-1][1] / 1e6:.2f} MB at the end",
+            f"by process: {grown}",
         ),
         {"slope_bytes": slope, "standard_error_bytes": error},
     )
