@@ -39,7 +39,7 @@ def _latency(plan: Plan, node: BenchNode, engine: str) -> Iterator[Row]:
 
 
 def _burst(plan: Plan, node: BenchNode, engine: str) -> Iterator[Row]:
-    tasks = plan.pick(6000, 1500)
+    tasks = plan.pick(6000, 1000)
     bytes_before = {pid: written(pid) for pid in tree(node.pid)}
     cpu_before = {pid: cpu_s(pid) for pid in tree(node.pid)}
     found = node.load("burst", tasks=tasks, window=WINDOW)

@@ -20,7 +20,7 @@ WINDOW = 64
 def measure(plan: Plan) -> Iterator[Row]:
     for fsync_ms in (10, 30):
         with _slow_agent(plan.scratch / f"flash-{fsync_ms}", fsync_ms) as (pid, access):
-            tasks = plan.pick(4000, 400)
+            tasks = plan.pick(4000, 300)
             load = {"access": asdict(access), "proplet_id": ID, "window": WINDOW}
             run_load("load_tasks", prefix="warm", tasks=WINDOW, **load)
             before = {each: written(each) for each in tree(pid)}

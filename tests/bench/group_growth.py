@@ -16,7 +16,7 @@ _NONE_BYTES = 1e6
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    tasks, kept, samples_wanted = plan.pick((100_000, 10_000, 10), (2000, 200, 4))
+    tasks, kept, samples_wanted = plan.pick((100_000, 10_000, 10), (1500, 200, 3))
     each, filled = tasks // samples_wanted, kept + kept // 5
     with node_with_broker(plan.scratch / "growth", "mosquitto", more=_KEPT.format(kept)) as node:
         done, samples = 0, list[tuple[float, float]]()
@@ -37,7 +37,8 @@ def measure(plan: Plan) -> Iterator[Row]:
         f"{slope:+.1f} +- {error:.1f} bytes/task",
         "none",
         # Noise is forgiven; what would be a megabyte in a hundred thousand tasks and is no noise, is not.
-        slope - 2 * error <= _NONE_BYTES / 100_000,
+        # A short run only shows that it can be measured: caches are still filling.
+        None if plan.quick else slope - 2 * error <= _NONE_BYTES / 100_000,
         (
             f"after {filled:,} others, so that the {kept:,} results it keeps are there",
             f"{samples[0][1] / 1e6:.2f} MB after {samples[0][0]:,.0f} tasks, {samples[-1][1] / 1e6:.2f} MB at the end",
