@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import anyio
 import anyio.lowlevel
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from proplet.manager.ports import (
     AlreadyExistsError,
@@ -38,7 +39,8 @@ _RETRY_AFTER_S: Final = 5
 _DISCARD_S: Final = 10.0
 _DISCARD_IDLE_S: Final = 0.5
 _DISCARDED_BODIES: Final = 4
-_ITEMS_AT_ONCE: Final = 25
+_TURN_S: Final = 0.01
+_PIECE_BYTES: Final = 64 * 1024
 _Item = TypeVar("_Item")
 
 
@@ -92,13 +94,18 @@ def problem_of(error: Exception) -> ProblemError:
 
 
 def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None, media_type: str = JSON) -> Response:
-    """Return `value` as a JSON response. Escapes what is not ASCII, so that any string Python holds can be sent."""
+    """Return `value` as a JSON response."""
+    return Response(_encoded(value), status, headers, media_type)
+
+
+def _encoded(value: Any) -> bytes:
+    """JSON. Escapes what is not ASCII, so that any string Python holds can be sent."""
     try:
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:
         # A measurement that is not a number must not take the whole list with it; JSON has no spelling for it.
         text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
-    return Response(text.encode("ascii"), status, headers, media_type)
+    return text.encode("ascii")
 
 
 def _finite(value: Any) -> Any:
@@ -315,11 +322,31 @@ def flag(request: Request, name: str) -> bool:
 async def rendered(items: Iterable[_Item], render: Callable[[_Item], Any]) -> list[Any]:
     """Return what `render` makes of each item, letting others run in between: a long list takes its time."""
     out = []
-    for number, item in enumerate(items, 1):
+    turn = time.monotonic()
+    for item in items:
         out.append(render(item))
-        if number % _ITEMS_AT_ONCE == 0:
+        if time.monotonic() - turn > _TURN_S:
             await anyio.lowlevel.checkpoint()
+            turn = time.monotonic()
     return out
+
+
+def streamed(items: Iterable[_Item], render: Callable[[_Item], Any], version: int) -> Response:
+    """Return ``{"items": [...], "version": n}`` as a response made piece by piece: items may carry modules."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        piece, separator, turn = b'{"items":[', b"", time.monotonic()
+        for item in items:
+            piece += separator + _encoded(render(item))
+            separator = b","
+            if len(piece) > _PIECE_BYTES or time.monotonic() - turn > _TURN_S:
+                yield piece
+                piece = b""
+                await anyio.lowlevel.checkpoint()
+                turn = time.monotonic()
+        yield piece + b'],"version":%d}' % version
+
+    return StreamingResponse(pieces(), media_type=JSON)
 
 
 # --- versions ----------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from proplet.manager.api_http import (
     parse_json,
     problem_of,
     read_body,
-    rendered,
     reply,
+    streamed,
     unsupported,
 )
 from proplet.manager.api_routes import Context, Operation
@@ -58,7 +58,7 @@ async def list_resources(context: Context, request: Request) -> Response:
     listing = await context.store.list(kind_of(request.path_params["kind"]))
     namespace = request.query_params.get("namespace")
     wanted = [item for item in listing.items if namespace in {None, item.meta.namespace}]
-    return reply({"items": await rendered(wanted, context.manifest), "version": listing.version})
+    return streamed(wanted, context.manifest, listing.version)
 
 
 async def get_resource(context: Context, request: Request) -> Response:
