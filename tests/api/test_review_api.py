@@ -19,6 +19,7 @@ from tests.api.http import Raw, send
 pytestmark = pytest.mark.anyio
 
 MIB = 1024 * 1024
+JSON = {"Content-Type": "application/json"}
 
 
 def resident() -> int:
@@ -57,6 +58,18 @@ async def test_a_list_made_piece_by_piece_is_one_json_document(node: Node) -> No
     assert [item["metadata"]["name"] for item in listed["items"]] == [f"t{n}" for n in range(300)]
     assert listed["version"] == (await node.store.list(Kind.TASK)).version
     assert (await send(node.socket, "HEAD", "/api/v1/tasks")).body == b""
+
+
+@pytest.mark.parametrize("many", [b"1," * 300_000 + b"1", b"[{}]," * 150_000 + b"1", b"[" * 100_000 + b"{" * 200_000])
+@pytest.mark.parametrize("path", ["/tasks", "/api/v1/apply"])
+async def test_a_body_of_very_many_values_is_refused_before_it_is_read(node: Node, path: str, many: bytes) -> None:
+    answer = await send(node.socket, "POST", path, b'{"name":"x","inputs":[' + many + b"]}", JSON)
+    assert (answer.status, answer.json["reason"]) == (413, "too_large")
+
+
+async def test_a_body_of_many_values_is_taken(node: Node) -> None:
+    body = b'{"name":"x","image_url":"r.test/x:1","inputs":[' + b"1," * 100_000 + b"1]}"
+    assert (await send(node.socket, "POST", "/tasks", body, JSON)).status == 201
 
 
 @given(st.binary(max_size=200))
