@@ -110,7 +110,7 @@ class OutboxTable:
 class RetentionTable:
     """``[agent.results]``: how many sent results are kept, to answer a repeated start with."""
 
-    count: int = setting(10_000, least=0)
+    count: int = setting(4096, least=0)
 
 
 @dataclass(frozen=True, slots=True)
