@@ -70,6 +70,12 @@ class Given:
 Tree = dict[str, Any]  # of Tree or Given
 
 
+class _Table(Tree):
+    """A table of a file, with where it begins: it may be empty and have no value that tells."""
+
+    origin = ""
+
+
 def overlay(below: Tree, above: Tree) -> Tree:
     """Return `below` with `above` laid over it; tables are merged, values and lists replaced."""
     merged = dict(below)
@@ -160,7 +166,7 @@ def _parts(hint: Any) -> tuple[Any, ...]:
 def _origin(node: Any) -> str:
     while isinstance(node, dict):
         if not node:
-            return ""
+            return str(getattr(node, "origin", ""))
         node = next(iter(node.values()))
     return str(node.origin)
 
@@ -192,10 +198,12 @@ def tree_of(document: Mapping[str, Any], base: Path, origin: Callable[[tuple[str
     """Return a parsed TOML document as a tree; `origin` says where the value at a path stands."""
 
     def walk(node: Mapping[str, Any], path: tuple[str, ...]) -> Tree:
-        return {
-            key: walk(value, (*path, key)) if isinstance(value, dict) else Given(value, origin((*path, key)), base=base)
-            for key, value in node.items()
-        }
+        table = _Table()
+        table.origin = origin(path) if path else ""
+        for key, value in node.items():
+            below = (*path, key)
+            table[key] = walk(value, below) if isinstance(value, dict) else Given(value, origin(below), base=base)
+        return table
 
     return walk(document, ())
 

@@ -71,31 +71,40 @@ class _Bar:
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
+        self._stage_began = self._began
 
     def __call__(self, stage: Stage) -> None:
         if self._bar is None:
             if time.monotonic() - self._began < self._delay_s:
                 return
             self._open()
-        total = stage.bytes_total or None
+        # Only of fetching is known how far it is; a bar without a total moves to and fro.
+        total = stage.bytes_total if stage.name == "fetching" else 0
         if stage.name != self._stage:
             self._stage = stage.name
-            self._bar.reset(self._task, total=total, description=stage.name)
-        self._bar.update(self._task, completed=stage.bytes_done, total=total)
+            self._stage_began = time.monotonic()
+            self._bar.reset(self._task, total=total or None, description=stage.name)
+        self._bar.update(self._task, completed=stage.bytes_done, total=total or None, amount=self._amount(stage, total))
+
+    def _amount(self, stage: Stage, total: int) -> str:
+        if not stage.bytes_done or stage.name != "fetching":
+            return size(stage.bytes_total) if stage.bytes_total else ""
+        spent = time.monotonic() - self._stage_began
+        speed = f", {size(stage.bytes_done / spent)}/s" if spent > self._delay_s else ""
+        return f"{size(stage.bytes_done)}{f' of {size(total)}' if total else ''}{speed}"
 
     def _open(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[amount]}"),
             console=Console(file=self._stream),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=None)
+        self._task = self._bar.add_task("", total=None, amount="")
         self._bar.start()
 
     def __enter__(self) -> Self:

@@ -176,13 +176,14 @@ def test_config_check_says_what_the_node_would_be(home: Path) -> None:
 
 def test_config_check_lists_every_problem_and_ends_with_78(home: Path) -> None:
     path = home / "p.toml"
-    path.write_text("[mqtt]\nqos = 7\n[brokr]\nport = 1\n")
+    path.write_text("[mqtt]\nqos = 7\n[brokr]\nport = 1\n[managr]\n")
     code, out, err = proplet_now(home, ["config", "check", "--config", path])
     assert (code, out) == (78, "")
     assert err.splitlines() == [
         f"{path}:2: mqtt.qos: must be at most 2",
         f"{path}:4: unknown table `brokr` at the top level; did you mean `broker`?",
-        "proplet: error: the configuration has 2 problems",
+        f"{path}:5: unknown table `managr` at the top level; did you mean `manager`?",
+        "proplet: error: the configuration has 3 problems",
     ]
 
 

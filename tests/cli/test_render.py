@@ -151,8 +151,8 @@ class Terminal(io.StringIO):
 STAGES = [
     Stage("fetching", 0, 2_000_000),
     Stage("fetching", 2_000_000, 2_000_000),
-    Stage("verifying"),
-    Stage("compiling"),
+    Stage("verifying", 0, 2_000_000),
+    Stage("compiling", 0, 2_000_000),
 ]
 
 
@@ -161,7 +161,7 @@ def test_progress_is_plain_lines_where_nobody_watches() -> None:
     with progress(quiet=False, stream=stream) as told:
         for stage in STAGES:
             told(stage)
-    assert stream.getvalue() == "fetching 1.91 MiB\ncompiling\n"
+    assert stream.getvalue() == "fetching 1.91 MiB\ncompiling 1.91 MiB\n"
 
 
 def test_progress_is_a_bar_on_a_terminal_and_leaves_nothing() -> None:
@@ -170,6 +170,10 @@ def test_progress_is_a_bar_on_a_terminal_and_leaves_nothing() -> None:
         for stage in STAGES:
             told(stage)
     assert "fetching" in stream.getvalue() or "compiling" in stream.getvalue()
+    # Nobody knows how far a compilation is: none of its bytes are counted.
+    last = stream.getvalue().rpartition("compiling")[2]
+    assert "0.0" not in last
+    assert " of " not in last
 
 
 def test_progress_that_is_over_at_once_is_not_shown() -> None:
