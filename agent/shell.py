@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -129,10 +130,11 @@ class Shell:
                     await self._turn(batch)
 
     async def proof_of_life(self) -> None:
-        """Return once the loop has taken another turn and the journal has answered."""
+        """Return once the loop has taken another turn and the journal has answered, if only that it cannot."""
         self.put(Tick())
         await self._turned.wait()
-        await self._persist(lambda: self._journal.pending(_BEYOND_THE_LAST, 1))
+        with suppress(StorageError):
+            await self._journal.pending(_BEYOND_THE_LAST, 1)
 
     # --- a turn ---------------------------------------------------------------------------------------------------
 
@@ -154,6 +156,9 @@ class Shell:
             if event is not None:
                 steps.append(self._decide(event))
         await self._carry_out(steps, deliveries)
+        self._tell_turned()
+
+    def _tell_turned(self) -> None:
         self._turned.set()
         self._turned = anyio.Event()
 
@@ -179,18 +184,20 @@ class Shell:
 
     async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what `work` returns, however long the storage refuses: nothing is acted upon before."""
-        delay = _RETRY_FIRST_S
+        delay, refused = _RETRY_FIRST_S, False
         while True:
             try:
                 done = await work()
             except StorageError as error:
+                refused = True
                 if self.trouble != str(error):
                     self.trouble = str(error)
                     log.error("nothing can be saved, so nothing is accepted: %s", error)  # noqa: TRY400
+                self._tell_turned()  # to wait for the storage is to be alive
                 await anyio.sleep(delay)
                 delay = min(_RETRY_MAX_S, delay * 2)
             else:
-                if self.trouble:
+                if refused and self.trouble:  # what was never refused may be a reader, which a full disk does not stop
                     log.warning("the storage works again")
                     self.trouble = None
                 return done
@@ -222,7 +229,8 @@ class Shell:
 
     def _refuse(self, route: Route, error: codec.WireError) -> Event | None:
         if error.task_id is None or route is not Route.START:
-            log.warning("a message on %s was refused and its sender cannot be told: %s", route.value, error)
+            text = _on_one_line(error.detail)
+            log.warning("a message on %s was refused and its sender cannot be told: %s", route.value, text)
             return None
         return CommandRefused(error.task_id, error.attempt, error.detail)
 
@@ -276,7 +284,8 @@ class Shell:
             case TellInventory():
                 self._asked.set()
             case Note(text, task_id, warning):
-                log.log(logging.WARNING if warning else logging.INFO, "task %s: %s", task_id, text)
+                level = logging.WARNING if warning else logging.INFO
+                log.log(level, "task %s: %s", _on_one_line(task_id), _on_one_line(text))
 
     def _make_ready(self, effect: Prepare) -> None:
         start = effect.start
@@ -312,7 +321,7 @@ class Shell:
             except StorageError as error:
                 event = ModuleFailed(key, Reason.STORAGE, str(error))
             except Exception as error:  # a defect of ours must end one task, not the node
-                log.exception("the module of task %s could not be prepared", key.task_id)
+                log.exception("the module of task %s could not be prepared", _on_one_line(key.task_id))
                 event = ModuleFailed(key, Reason.INTERNAL, f"internal error while preparing the module: {error!r}")
         del self._preparing[key]
         if not isinstance(event, ModuleReady):
@@ -329,7 +338,7 @@ class Shell:
                 self._presence.running(key)
                 outcome = await self._runtime.run(job)
         except Exception as error:  # the same
-            log.exception("task %s could not be run", key.task_id)
+            log.exception("task %s could not be run", _on_one_line(key.task_id))
             outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")
         self._cancelled.discard(key)
         self._presence.ended(key, outcome)
@@ -353,3 +362,8 @@ class Shell:
                 await turned.wait()
             if waiting.cancelled_caught and self._core.next_due() is not None:
                 self.put(Tick())
+
+
+def _on_one_line(text: str) -> str:
+    """Return what a peer or a guest said in a form that cannot pass for another line of the log."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
