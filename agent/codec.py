@@ -281,8 +281,17 @@ def _read_bytes(value: Any, where: str) -> bytes:
         raise ValueError(f"{where} is not standard base64: {error}") from error
 
 
-def _read_any(value: Any, _where: str) -> Any:
-    return value
+def _read_any(value: Any, where: str) -> Any:
+    """Whatever JSON can tell, and bytes; CBOR has dates, sets, tags and cycles besides."""
+    if isinstance(value, list):
+        return [_read_any(v, where) for v in value]
+    if isinstance(value, dict):
+        return {_read_str(k, f"a key in {where}"): _read_any(v, where) for k, v in value.items()}
+    if isinstance(value, float):
+        return _read_float(value, where)
+    if value is None or isinstance(value, (str, bool, int, bytes)):
+        return value
+    raise ValueError(f"{where} has a value that JSON does not have, {_kind_of(value)}")
 
 
 def _reader(hint: Any) -> Reader:

@@ -1,10 +1,15 @@
 """What a peer may say and the manager must survive: hostile payloads on the wire."""
 
+import json
+import math
+from datetime import UTC, datetime
+
 import cbor2
 import pytest
 
 from proplet.agent.codec import WireError, decode, to_plain
 from proplet.agent.topics import Route
+from proplet.manager.outcome import result_text
 
 RESULT = {"task_id": "t", "proplet_id": "pi-1", "results": "42"}
 
@@ -17,6 +22,29 @@ def test_cbor_results_that_json_cannot_tell_are_refused_and_not_raised_through(k
 
 def test_cbor_results_that_json_can_tell_are_its_text() -> None:
     assert decode(Route.RESULTS, cbor2.dumps({**RESULT, "results": {1: [2.5]}})).results == '{"1": [2.5]}'
+
+
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [datetime(2026, 1, 1, tzinfo=UTC), {1, 2}, cbor2.undefined, cbor2.CBORTag(999, 1), math.nan, {1: 2}, CYCLE],
+    ids=repr,
+)
+def test_a_federated_update_that_json_cannot_tell_is_refused(odd: object) -> None:
+    update = {"round_id": "r", "task_id": "t", "metrics": {"m": [odd]}}
+    payload = cbor2.dumps({**RESULT, "results": update}, value_sharing=odd is CYCLE)
+    with pytest.raises(WireError):
+        decode(Route.RESULTS, payload)
+
+
+def test_a_federated_update_is_kept_as_its_json() -> None:
+    metrics = {"loss": 0.5, "rounds": [1, None, True, "x", {"raw": b"\0"}]}
+    update = {"round_id": "r", "task_id": "t", "metrics": metrics}
+    text = result_text(decode(Route.RESULTS, cbor2.dumps({**RESULT, "results": update})))
+    assert json.loads(text or "")["metrics"] == {"loss": 0.5, "rounds": [1, None, True, "x", {"raw": "AA=="}]}
 
 
 @pytest.mark.parametrize(
