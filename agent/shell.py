@@ -116,7 +116,7 @@ class Shell:
         recovered = await self._journal.load()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            await self._carry_out([self._core.recover(recovered, self._clock())], ())
+            await self._carry_out(self._shortened(self._core.recover(recovered, self._clock())), ())
             tasks.start_soon(self._outbox.serve, name="outbox")
             tasks.start_soon(self._keep_time, name="backoff timer")
             tasks.start_soon(self._presence.serve, link, name="presence")
@@ -154,7 +154,7 @@ class Shell:
                 case _:
                     event = item
             if event is not None:
-                steps.append(self._decide(event))
+                steps += self._decide(event)
         await self._carry_out(steps, deliveries)
         self._tell_turned()
 
@@ -162,14 +162,33 @@ class Shell:
         self._turned.set()
         self._turned = anyio.Event()
 
-    def _decide(self, event: Event) -> Step:
+    def _decide(self, event: Event) -> list[Step]:
         step = self._core.handle(event, self._clock())
         if isinstance(event, ModuleReady) and not any(isinstance(e, Run) and e.key == event.key for e in step.then):
             # It was stopped meanwhile and will not run.
             self._artefacts.pop(event.key, None)
             self._cancelled.discard(event.key)
             self._presence.ended(event.key)
-        return step
+        return self._shortened(step)
+
+    def _shortened(self, step: Step) -> list[Step]:
+        """A module that is at hand needs no preparation: its run is decided, and committed, together with `step`."""
+        steps, left = [step], list[Effect]()
+        for effect in step.then:
+            ready = self._at_hand(effect) if isinstance(effect, Prepare) else None
+            if ready is None:
+                left.append(effect)
+            else:
+                steps += self._decide(ready)
+        steps[0] = replace(step, then=tuple(left))
+        return steps
+
+    def _at_hand(self, effect: Prepare) -> ModuleReady | None:
+        artefact = self._modules.ready(self._wanted(effect))
+        if artefact is None:
+            return None
+        self._presence.began(effect.key, effect.start)
+        return self._prepared(effect.key, artefact)
 
     async def _carry_out(self, steps: Sequence[Step], deliveries: Sequence[Delivery]) -> None:
         """Durable first, then acknowledged, then done."""
@@ -273,8 +292,10 @@ class Shell:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case Prepare():
-                self._make_ready(effect)
+            case Prepare(key, start):
+                self._presence.began(key, start)
+                self._preparing[key] = anyio.CancelScope()
+                self._tasks.start_soon(self._prepare, key, self._wanted(effect), name="prepare")
             case Run():
                 self._tasks.start_soon(self._run, effect, name="run")
             case Cancel(key):
@@ -287,23 +308,16 @@ class Shell:
                 level = logging.WARNING if warning else logging.INFO
                 log.log(level, "task %s: %s", _on_one_line(task_id), _on_one_line(text))
 
-    def _make_ready(self, effect: Prepare) -> None:
+    def _wanted(self, effect: Prepare) -> ModuleWanted:
         start = effect.start
         ext = start.ext or wire.StartTerms()
-        wanted = ModuleWanted(
+        return ModuleWanted(
             effect.module_digest,
             start.image_url,
             ext.image_digest,
             ext.pull_policy or self._settings.pull_policy,
             metered=granted(start, self._settings.limits).fuel is not None,
         )
-        self._presence.began(effect.key, start)
-        artefact = self._modules.ready(wanted)
-        if artefact is not None:
-            self.put(self._prepared(effect.key, artefact))
-        else:
-            self._preparing[effect.key] = anyio.CancelScope()
-            self._tasks.start_soon(self._prepare, effect.key, wanted, name="prepare")
 
     def _prepared(self, key: RunKey, artefact: Artefact) -> ModuleReady:
         self._artefacts[key] = artefact
