@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCED = ("own", "inventory", "logs", "progress")
 _PROGRESS_S = 0.1
+_SETTLED_S = 1.0  # how often tasks are looked at of which all have been running for a while
 _LOG_BYTES_MAX = 64 * 1024
 
 
@@ -175,6 +176,11 @@ class Presence:
                 if link.connected:
                     await self._tell_progress(link)
                     await self._tell_samples(link)
+                young = time.monotonic() - 2 * _PROGRESS_S
+                if not self._logs and all(0 < live.running_since < young for live in self._live.values()):
+                    with anyio.move_on_after(_SETTLED_S):
+                        await self._changed.wait()
+                self._changed = anyio.Event()
 
     async def _tell_logs(self, link: Link) -> None:
         logs, self._logs = self._logs, []

@@ -150,6 +150,10 @@ class WorkerRuntime(Runtime):
             return Outcome(
                 Reason.NOT_SUPPORTED, error="components (WASI preview 2) cannot be run yet: build a core module"
             )
+        if (unsayable := _unsayable(job)) is not None:
+            return Outcome(
+                Reason.INVALID_ARGUMENTS, error=f"arguments and environment must be Unicode text, {unsayable!r} is none"
+            )
         stale = "compiled without fuel counting" if job.limits.fuel is not None and not job.artefact.metered else None
         for _ in range(_STALE_TRIES):
             if stale is not None:
@@ -336,6 +340,17 @@ class WorkerRuntime(Runtime):
         if ticket.outcome is None:
             ticket.outcome = outcome
             ticket.done.set()
+
+
+def _unsayable(job: Job) -> str | None:
+    """A text of the job that has no UTF-8, if there is one: a command line's may be any bytes."""
+    for text in (job.export, *job.inputs, *job.argv, *job.env, *job.env.values()):
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                return text
+    return None
 
 
 def _take(waiting: deque[Ticket], room: int) -> list[Ticket]:

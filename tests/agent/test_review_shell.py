@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -85,22 +84,3 @@ async def test_what_a_peer_says_cannot_pass_for_a_line_of_the_log(
     assert all(line.isprintable() for line in said)
     assert "env.c\\nforged must be a string" in said[0]
     assert said[1].startswith("task a\\nforged \\x1b[2J: a command was refused")
-
-
-async def test_tasks_that_only_run_are_looked_at_once_a_second(tmp_path: Path) -> None:
-    async with open_agent(tmp_path) as agent:
-        agent.start("t", "loop", inputs=("0",), monitoring_profile=wire.MonitoringProfile(interval=1.0))
-        await agent.link.until(lambda: [p for p in agent.link.all(Route.PROGRESS) if p.stage == "running"])
-        looks = agent.shell._presence._tell_progress
-        count = 0
-
-        async def counted(link: Any) -> None:
-            nonlocal count
-            count += 1
-            await looks(link)
-
-        agent.shell._presence._tell_progress = counted  # type: ignore[method-assign]
-        await agent.link.until(lambda: len(agent.link.all(Route.TASK_METRICS)) >= 2)
-        assert count <= 6
-        agent.deliver(Route.STOP, wire.Stop("t"))
-        await agent.link.until(lambda: agent.link.all(Route.RESULTS))

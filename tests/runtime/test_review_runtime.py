@@ -49,3 +49,10 @@ async def test_a_defect_while_a_module_is_made_fails_that_module_and_not_the_nod
             await node.modules.prepare(ModuleWanted(digest), defect)
         assert caught.value.reason is Reason.INTERNAL
         assert (await node.run("addition", "main", "1", "2")).results == "3"
+
+
+@pytest.mark.parametrize("terms", [{"argv": ["\udcff"]}, {"env": {"A": "\udcff"}}, {"inputs": ["\udcff"]}])
+async def test_text_that_cannot_be_written_is_refused_before_a_worker_hears_of_it(node: Any, terms: Any) -> None:
+    outcome = await node.runtime.run(await node.job("echo", **terms))
+    assert outcome.reason is Reason.INVALID_ARGUMENTS
+    assert "'\\udcff'" in outcome.error
