@@ -55,7 +55,7 @@ def answered() -> Iterator[None]:
 
 def _explained(error: ApiError) -> str:
     if error.status == 401:
-        return f"{error.message}; give the token with --token-file FILE"
+        return "the node wants its token, none or a wrong one was given: --token-file FILE, or PROPLET_TOKEN"
     return error.message
 
 

@@ -12,6 +12,7 @@ from proplet.agent.mqtt_model import AddressError, parse_address
 # unix(7): sun_path holds 108 bytes, the last of them zero.
 _MAX_SOCKET_PATH = 107
 _MAX_ID = 128
+_MIN_TOKEN = 16  # of the manager's API
 
 
 def check(settings: NodeSettings, origins: Mapping[str, str]) -> Iterator[Problem]:
@@ -106,12 +107,30 @@ def _broker(broker: BrokerTable) -> Iterator[tuple[str, str]]:
             "broker.host",
             f"{broker.host} is not loopback: give tls_cert_file and tls_key_file, or use 127.0.0.1",
         )
+    for name in broker.proplets:
+        for _, message in _topic_part("broker.proplets", name):
+            yield "broker.proplets", f'"{name}" {message}'
 
 
 def _api(api: ApiTable) -> Iterator[tuple[str, str]]:
     yield from _pair("manager.api.tls_cert_file", api.tls_cert_file, "manager.api.tls_key_file", api.tls_key_file)
     if api.host is not None and not is_loopback(api.host) and api.tls_cert_file is None:
         yield "manager.api.host", f"{api.host} is not loopback: give tls_cert_file and tls_key_file, or use 127.0.0.1"
+    if api.host is not None:
+        yield from _token(api)
+
+
+def _token(api: ApiTable) -> Iterator[tuple[str, str]]:
+    if api.token is None:
+        yield "manager.api.host", "a listener on TCP needs manager.api.token_file: a file with at least 16 characters"
+        return
+    token = api.token.reveal()
+    plain = token.isascii() and token.isprintable() and not any(character in token for character in " /?#%:")
+    if len(token) < _MIN_TOKEN or not plain:
+        yield (
+            "manager.api.token",
+            f"must have at least {_MIN_TOKEN} ASCII characters, none of them / ? # % : or a space (a URL may hold it)",
+        )
 
 
 def is_loopback(host: str) -> bool:

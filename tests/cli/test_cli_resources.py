@@ -18,7 +18,7 @@ from proplet.manager.api import ApiSettings
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletPhase, PropletStatus, Task
 from proplet.manager.phases import Phase
 from proplet.manager.store_memory import MemoryStore
-from tests.api.fakes import Node, open_node
+from tests.api.fakes import TOKEN, Node, open_node
 from tests.cli.command import COMMAND, environment, proplet
 
 pytestmark = pytest.mark.anyio
@@ -274,6 +274,19 @@ async def test_a_watch_of_json_prints_a_document_per_change(node: Node, home: Pa
         await record(node, "one", phase=Phase.RUNNING)
         await record(node, "two", phase=Phase.RUNNING)
         assert await until(output, "\n") == "task/two\n"
+
+
+async def test_a_missing_token_is_asked_for_in_the_words_of_the_command(home: Path) -> None:
+    settings = ApiSettings(socket=None, host="127.0.0.1", port=0, token=TOKEN)
+    async with open_node(settings) as node:
+        url = f"http://127.0.0.1:{node.port}"
+        for environ in ({}, {"PROPLET_TOKEN": "another"}):
+            code, out, err = await proplet(home, "get", "tasks", "-s", url, environ=environ)
+            assert (code, out) == (1, "")
+            assert "the node wants its token" in err
+            assert "--token-file FILE" in err
+        (home / "token").write_text(f"{TOKEN}\n")
+        assert (await proplet(home, "get", "tasks", "-s", url, "--token-file", home / "token")).code == 0
 
 
 async def test_the_node_can_be_named_by_its_socket(node: Node, home: Path) -> None:

@@ -111,6 +111,13 @@ def test_variables_go_before_files_and_drop_ins_before_the_main_file(home: Path)
         ("[mqtt]\naddress = 'http://x'\n", "mqtt.address: MQTT address 'http://x': unknown scheme"),
         ("[broker]\nhost = '0.0.0.0'\n", ":2: broker.host: 0.0.0.0 is not loopback: give tls_cert_file"),
         ("[broker]\n[manager.api]\nhost = '192.168.1.1'\n", ":3: manager.api.host: 192.168.1.1 is not loopback"),
+        (
+            "[broker]\n[manager.api]\nhost = '127.0.0.1'\n",
+            ":3: manager.api.host: a listener on TCP needs manager.api",
+        ),
+        ("[manager.api]\nhost = '::1'\ntoken = 'short'\n", ":3: manager.api.token: must have at least 16 ASCII chara"),
+        ("[manager.api]\nhost = '::1'\ntoken = 'with a space in it'\n", ":3: manager.api.token: must have at least 16"),
+        ("[broker]\nproplets = ['pi-2', 'a/b']\n", ':2: broker.proplets: "a/b" must be a part of MQTT topics'),
         ("[broker]\n[agent.ceilings]\nmemory = '32Mi'\n", ":3: agent.ceilings.memory: is below agent.limits.memory"),
         ("[broker]\n[registries.'r:5000']\nusername = 'me'\n", "username and password (or password_file) belong toge"),
         ("[mqtt]\nqos = \n", ":2: is not valid TOML"),
