@@ -206,7 +206,12 @@ class SqliteJournal:
             if state in TERMINAL:
                 finished[key] = payload_hash
                 continue
-            command = codec.decode_as(wire.Start, start)
+            try:
+                command = codec.decode_as(wire.Start, start)
+            except codec.WireError as error:
+                # Another version's command must not keep this one from starting; reported as interrupted.
+                log.error("a command in the journal cannot be read and is not run: %s", error)  # noqa: TRY400
+                command, state = wire.Start(task_id, "", ext=wire.StartTerms(attempt=run)), State.RUNNING
             unfinished.append(
                 RecoveredAttempt(key, command, digest, payload_hash, state, received_at, restarts, not_before)
             )

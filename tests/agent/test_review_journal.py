@@ -1,5 +1,6 @@
 """The journal's bounds on devices that are switched off every night and have no clock of their own."""
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from proplet.agent import codec, wire
-from proplet.agent.events import RunKey, SaveOutcome, SaveResend
+from proplet.agent.core import Core, CoreSettings
+from proplet.agent.events import RunKey, SaveAccepted, SaveOutcome, SaveResend
 from proplet.agent.journal import OutboxBounds, SqliteJournal, open_journal
 from proplet.agent.lifecycle import State
 
@@ -78,3 +80,18 @@ async def test_a_clock_that_was_set_back_makes_no_result_last_for_ever(tmp_path:
         assert await undelivered(journal) == ["before", "after"], "what waits is tried once before it is given up"
         await sweep(journal)
         assert await undelivered(journal) == []
+
+
+async def test_a_command_of_another_version_ends_its_task_and_not_the_node(tmp_path: Path) -> None:
+    start = wire.Start("t", "main", ext=wire.StartTerms(attempt=4, restart_policy=wire.RestartPolicy.ALWAYS))
+    async with open_journal(tmp_path / "j.db") as journal:
+        await journal.commit([SaveAccepted(RunKey("t", 4), start, "sha256:m", "hash", 1.0)])
+    with sqlite3.connect(tmp_path / "j.db") as db:
+        db.execute("UPDATE attempts SET start = ?", (b'{"id":"t","name":"main","ext":{"restart_policy":"Sometimes"}}',))
+    db.close()
+    async with open_journal(tmp_path / "j.db") as journal:
+        step = Core(CoreSettings("me")).recover(await journal.load(), 2.0)
+        await journal.commit(step.save)
+        (row,) = await journal.pending(0, 10)
+    result = codec.decode_as(wire.Result, row.payload)
+    assert (result.task_id, result.ext.attempt, result.ext.reason) == ("t", 4, wire.Reason.INTERRUPTED)
