@@ -12,6 +12,7 @@ from proplet.agent.wire import Result, Start, Stop
 from proplet.manager.model import TaskStatus
 
 HELLOS_MISSED: Final = 3
+_BROKEN_TWICE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class Contact:
     since: float
     ask_at: float  # when the start is to be published (again), monotonic
     sends: int = 0
+    broken: int = 0  # publishes in a row that the broker did not take
     heard: bool = False
     missing: bool = False
     stop_at: float = 0.0
@@ -153,12 +155,17 @@ class Contact:
     def sent(self, mono: float, policy: Policy, *, tells: bool) -> None:
         """The start was taken by the broker."""
         self.sends += 1
+        self.broken = 0
         self.missing = False
         self.ask_at = mono + policy.confirm_s * 2.0 ** min(self.sends - 1, 4) if tells else math.inf
 
-    def unsent(self, mono: float) -> None:
-        """A publish failed; a reconnect asks again at once, and failing that this does."""
-        self.ask_at = mono + 1.0
+    def unsent(self, mono: float, pause: float = 1.0) -> None:
+        """A publish failed; a reconnect asks again at once, and failing that this does, after `pause` seconds or more.
+
+        From the second time on a reconnect does not: what costs the connection must leave room for others.
+        """
+        self.broken += 1
+        self.ask_at = mono + min(60.0, pause * 2.0 ** min(self.broken - 1, 5))
         self.stop_at = mono + 1.0
 
     def hear(self, mono: float, policy: Policy, *, ended: bool = False) -> None:
@@ -209,5 +216,8 @@ class Contacts:
         for contact in self._by_proplet.values():
             if contact.ask_at < math.inf:
                 first = unsent and contact.sends == 0
-                contact.ask_at = mono if first else max(contact.ask_at, mono + policy.confirm_s)
+                if first:
+                    contact.ask_at = mono if contact.broken < _BROKEN_TWICE else max(contact.ask_at, mono)
+                else:
+                    contact.ask_at = max(contact.ask_at, mono + policy.confirm_s)
             contact.stop_at = min(contact.stop_at, mono)
