@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 _QUIET_S = 1.0
 _RETRY_S = 5.0
+# A broker that carries less than we are told ends the connection, and would so again for ever.
+_CUT_OFF_MAX = 5
+_LARGE_BYTES = 64 * 1024
 
 
 class Outbox:
@@ -29,6 +32,7 @@ class Outbox:
         self._topics = topics
         self._more = anyio.Event()
         self._after = 0
+        self._cut_off: dict[int, int] = {}  # large messages by how many connections ended before they were acknowledged
 
     def wake(self, *, from_start: bool = False) -> None:
         """Look again; `from_start` for a new connection, where everything undelivered is due."""
@@ -77,13 +81,21 @@ class Outbox:
         return len(done) == len(rows)
 
     async def _publish(self, row: OutboxRow, done: list[int]) -> None:
-        topic = self._topics.build(Route(row.route))
+        topic, payload = self._topics.build(Route(row.route)), row.payload
+        if self._cut_off.get(row.seq, 0) >= _CUT_OFF_MAX:
+            log.warning(
+                "a result is sent without its text: its %d bytes ended %d connections", len(payload), _CUT_OFF_MAX
+            )
+            payload = shortened(payload)
         try:
             try:
-                await self._link.publish(topic, row.payload, 1)
+                await self._link.publish(topic, payload, 1)
             except MessageTooLargeError as error:
                 log.warning("a result is sent without its text: %s", error)
-                await self._link.publish(topic, shortened(row.payload), 1)
+                await self._link.publish(topic, shortened(payload), 1)
         except NotConnectedError:
+            if len(row.payload) > _LARGE_BYTES:
+                self._cut_off[row.seq] = self._cut_off.get(row.seq, 0) + 1
             return
+        self._cut_off.pop(row.seq, None)
         done.append(row.seq)
