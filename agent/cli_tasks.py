@@ -3,10 +3,11 @@
 import argparse
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from proplet.agent.cli import FAILED, NOT_FOUND, OK, TIMED_OUT, USAGE, CliError
+from proplet.agent.cli import FAILED, NOT_FOUND, OK, TIMED_OUT, UNREACHABLE, USAGE, CliError
 from proplet.agent.cli_resources import absent
 from proplet.agent.cli_session import DeadlineError, Session, deadline, run
 from proplet.agent.config_values import parse_duration
@@ -14,6 +15,8 @@ from proplet.agent.render import Manifest, at, one_line, printable
 
 TERMINAL = ("completed", "failed", "skipped", "interrupted")
 _POLL_S = 0.5
+_PATIENCE_S = 10.0
+T = TypeVar("T")
 
 
 def start(options: argparse.Namespace) -> int:
@@ -65,18 +68,32 @@ def _logs(session: Session, options: argparse.Namespace) -> int:
     while True:
         # The phase is asked for first: what a finished task printed is there by then.
         ended = at(task, "status.phase") in TERMINAL
-        now = list(session.logs(options.namespace, options.name))
+        now = list(_patiently(lambda: session.logs(options.namespace, options.name), options))
         _print_lines(fresh(seen, now))
         seen = now
         if ended or not options.follow:
             break
         threading.Event().wait(_POLL_S)
-        task = session.get("tasks", options.namespace, options.name)
+        task = _patiently(lambda: session.get("tasks", options.namespace, options.name), options)
     if not seen:
         session.say(f"no output of task {options.name} was sent here; it {_said(task)}")
+        if _phase(task) not in TERMINAL:
+            session.say(f"what a task prints is sent when it ends: proplet logs -f {options.name}")
         if at(task, "status.results"):
             session.say(f"it has results: proplet describe task {options.name}")
     return OK
+
+
+def _patiently(ask: Callable[[], T], options: argparse.Namespace) -> T:
+    """Return the node's answer; one who follows waits for a node that restarts."""
+    until = time.monotonic() + (_PATIENCE_S if options.follow else 0)
+    while True:
+        try:
+            return ask()
+        except CliError as error:
+            if error.status != UNREACHABLE or time.monotonic() >= until:
+                raise
+        threading.Event().wait(_POLL_S)
 
 
 def fresh(before: Sequence[Any], now: Sequence[Any]) -> Sequence[Any]:

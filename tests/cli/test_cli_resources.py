@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -194,6 +195,44 @@ async def test_logs_go_where_the_guest_wrote_them(node: Node, home: Path) -> Non
     out = LogLines("pi", task.id, 1, "stdout", ("hello", "wor\x1bld"))
     node.control.logs[task.id] = [out, LogLines("pi", task.id, 1, "stderr", ("oops",))]
     assert await proplet(home, "logs", "one", "-f") == (0, "hello\nwor\N{REPLACEMENT CHARACTER}ld\n", "oops\n")
+
+
+async def test_logs_of_a_task_under_way_say_when_they_come(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    await record(node, "one", phase=Phase.RUNNING)
+    code, out, err = await proplet(home, "logs", "one")
+    assert (code, out) == (0, "")
+    assert err.splitlines()[1] == "what a task prints is sent when it ends: proplet logs -f one"
+
+
+class Asked(dict[str, Sequence[LogLines]]):
+    """No logs; says when it was asked for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = anyio.Event()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.event.set()
+        return super().get(key, default)
+
+
+async def test_who_follows_logs_waits_for_a_node_that_restarts(home: Path) -> None:
+    (home / "run/proplet").mkdir(parents=True)
+    settings = ApiSettings(socket=home / "run/proplet/proplet.sock")
+    store = MemoryStore()
+    async with AsyncExitStack() as stack:
+        async with open_node(settings, store) as node:
+            await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+            await record(node, "one", phase=Phase.RUNNING)
+            node.control.logs = asked = Asked()
+            _, output = await stack.enter_async_context(started(home, "logs", "-f", "one"))
+            with anyio.fail_after(20):
+                await asked.event.wait()
+        async with open_node(settings, store) as node:
+            task = await record(node, "one", phase=Phase.COMPLETED)
+            node.control.logs[task.id] = [LogLines("pi", task.id, 1, "stdout", ("hello",))]
+            assert await until(output, "\n") == "hello\n"
 
 
 @asynccontextmanager
