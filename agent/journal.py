@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _PAGE_BYTES = 2048
+_PENDING_BYTES = 4 * 1024 * 1024  # of messages in memory at once; one may be larger
 _CLOCK_SET_S = 60.0  # wall and steady clock drift apart by less, unless somebody sets the one
+_SWEEP_SAVES, _SWEEP_BYTES = 512, 16 * 1024 * 1024  # whichever comes first
 _CHECKPOINT_PAGES = 2048  # of the write-ahead log: 4 MiB, so that a page written often is copied rarely
 
 _SCHEMA = """
@@ -96,6 +98,7 @@ class SqliteJournal:
         self._outbox: dict[RunKey, int] = {}  # finished attempts to their message's seq
         self._acknowledged: list[int] = []
         self._since_sweep = 0
+        self._posted_bytes = 0
         self._db: sqlite3.Connection
 
     async def load(self) -> Recovered:
@@ -107,10 +110,9 @@ class SqliteJournal:
         await self._call(lambda: self._commit(saves))
 
     async def pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
-        """Return the oldest undelivered messages with a `seq` above `after`."""
+        """Return the oldest undelivered messages with a `seq` above `after`; fewer than `limit` of large ones."""
         noted = frozenset(self._acknowledged)
-        rows = await self._call(lambda: self._pending(after, limit + len(noted)))
-        return [row for row in rows if row.seq not in noted][:limit]
+        return await self._call(lambda: self._pending(after, limit, noted))
 
     async def sent(self, seqs: Sequence[int]) -> None:
         """Note that messages were acknowledged. Written with the next commit: losing it only sends them again."""
@@ -242,8 +244,9 @@ class SqliteJournal:
         self._rows |= rows
         self._outbox |= outbox
         self._since_sweep += len(saves)
-        if self._since_sweep >= 512:
-            self._since_sweep = 0
+        self._posted_bytes += sum(len(save.payload) for save in saves if isinstance(save, (SaveOutcome, SaveReply)))
+        if self._since_sweep >= _SWEEP_SAVES or self._posted_bytes >= _SWEEP_BYTES:
+            self._since_sweep = self._posted_bytes = 0
             self._sweep()
 
     def _save(self, save: Save, rows: dict[RunKey, int], outbox: dict[RunKey, int]) -> None:
@@ -310,12 +313,20 @@ class SqliteJournal:
         self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
         return self._post(*found)
 
-    def _pending(self, after: int, limit: int) -> Sequence[OutboxRow]:
+    def _pending(self, after: int, limit: int, noted: frozenset[int]) -> Sequence[OutboxRow]:
         try:
             rows = self._db.execute(
-                "SELECT seq, route, payload FROM outbox WHERE sent = 0 AND seq > ? ORDER BY seq LIMIT ?", (after, limit)
+                "SELECT seq, route, payload FROM outbox WHERE sent = 0 AND seq > ? ORDER BY seq", (after,)
             )
-            return [OutboxRow(*row) for row in rows]
+            found, room = list[OutboxRow](), _PENDING_BYTES
+            for row in rows:
+                if row[0] not in noted:
+                    found.append(OutboxRow(*row))
+                    room -= len(found[-1].payload)
+                if len(found) >= limit or room <= 0:
+                    break
+            rows.close()
+            return found
         except sqlite3.Error as error:
             raise self._storage_error(error) from error
 

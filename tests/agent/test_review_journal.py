@@ -95,3 +95,34 @@ async def test_a_command_of_another_version_ends_its_task_and_not_the_node(tmp_p
         (row,) = await journal.pending(0, 10)
     result = codec.decode_as(wire.Result, row.payload)
     assert (result.task_id, result.ext.attempt, result.ext.reason) == ("t", 4, wire.Reason.INTERRUPTED)
+
+
+async def test_large_results_are_read_a_few_at_a_time_and_none_is_missed(tmp_path: Path) -> None:
+    text = "x" * 3_000_000
+    async with open_journal(tmp_path / "j.db") as journal:
+        for n in range(4):
+            payload = codec.encode(wire.Result(f"t{n}", "p", text))
+            key = RunKey(f"t{n}", 1)
+            await journal.commit(
+                [SaveOutcome(key, State.COMPLETED, time.time(), "h", "control/proplet/results", payload)]
+            )
+        seen, after = list[int](), 0
+        while rows := await journal.pending(after, 64):
+            assert len(rows) <= 2
+            seen += [row.seq for row in rows]
+            after = rows[-1].seq
+        assert len(seen) == 4
+        await journal.sent(seen[:3])
+        assert [row.seq for row in await journal.pending(0, 64)] == seen[3:], "what is acknowledged takes no room"
+
+
+async def test_the_bound_of_bytes_holds_after_a_few_large_results(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "j.db", OutboxBounds(max_bytes=1_000_000)) as journal:
+        for n in range(8):
+            payload = codec.encode(wire.Result(f"t{n}", "p", "x" * 3_000_000))
+            key = RunKey(f"t{n}", 1)
+            await journal.commit(
+                [SaveOutcome(key, State.COMPLETED, time.time(), "h", "control/proplet/results", payload)]
+            )
+        kept = sum(len(row.payload) for row in await journal.pending(0, 64))
+    assert kept < 7_000_000
