@@ -43,11 +43,12 @@ def dispatched(task: Task, fleet: Fleet, at: Moment) -> TaskStatus:
     return replace(outcome.dispatched(task, None, at.wall), broadcast_results=entries)
 
 
-def to_everybody(task: Task) -> bool:
+def to_everybody(task: Task, fleet: Fleet) -> bool:
     """Whether one message on the shared topic will do: it reaches every proplet, so none may be excluded."""
     spec = task.spec
     no_needs = spec.resources.memory_bytes is None and spec.resources.cpu is None and not spec.resources.custom
-    return spec.selector == PropletSelector() and spec.preferred_proplet_type in ("", "any") and no_needs
+    anybody = spec.selector == PropletSelector() and spec.preferred_proplet_type in ("", "any") and no_needs
+    return anybody and not fleet.excludes(task)
 
 
 def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Moment) -> TaskStatus:
@@ -107,7 +108,7 @@ def follow(task: Task, contacts: Contacts, world: World, at: Moment) -> Decision
         return Decision(outcome.lost(task, "it became a broadcast after it was dispatched", world.policy, at.wall))
     if not waiting:
         return Decision(_conclude(status, at))
-    shared = to_everybody(task) and not status.stop_requested
+    shared = to_everybody(task, world.fleet) and not status.stop_requested
     if shared:
         ask_at = at.mono if status.phase is Phase.SCHEDULED else math.inf
         everybody = contacts.of(None, status.attempt, at.mono, ask_at=ask_at)
@@ -134,8 +135,8 @@ def follow(task: Task, contacts: Contacts, world: World, at: Moment) -> Decision
 def _contact(task: Task, proplet_id: str, contacts: Contacts, world: World, at: Moment) -> Contact:
     """What was said with one of them. On the shared topic it has been told; alone, it is to be told now."""
     if not world.tells(proplet_id):
-        ask_at = math.inf if to_everybody(task) or task.status.phase is Phase.RUNNING else at.mono
-    elif task.status.phase is Phase.SCHEDULED and not to_everybody(task):
+        ask_at = math.inf if to_everybody(task, world.fleet) or task.status.phase is Phase.RUNNING else at.mono
+    elif task.status.phase is Phase.SCHEDULED and not to_everybody(task, world.fleet):
         ask_at = at.mono
     else:
         ask_at = at.mono + world.policy.confirm_s

@@ -66,6 +66,7 @@ class Fleet:
     _turns: int = 0
     _fitting: dict[object, tuple[str, ...]] = field(default_factory=dict)
     _why: dict[object, str] = field(default_factory=dict)
+    _excluded: dict[object, bool] = field(default_factory=dict)
 
     def show(self, peer: Peer) -> bool:
         """Take over what is known of a proplet now; return whether that is news."""
@@ -83,6 +84,7 @@ class Fleet:
     def _forget_answers(self) -> None:
         self._fitting.clear()
         self._why.clear()
+        self._excluded.clear()
 
     def assign(self, uid: str, proplet_id: str | None) -> None:
         """Note that a task is with a proplet, or (None) with none."""
@@ -128,6 +130,13 @@ class Fleet:
                 self._forget_answers()
             self._fitting[key] = found
         return found
+
+    def excludes(self, task: Task) -> bool:
+        """Whether there is a proplet, alive or not, that must not have the task; remembered until one changes."""
+        key = _wants(task)
+        if key not in self._excluded:
+            self._excluded[key] = any(misfit(task, peer.proplet) is not None for peer in self.peers.values())
+        return self._excluded[key]
 
     def explain(self, task: Task) -> str:
         """Return why no live proplet can have the task; the same text while nothing changes."""
