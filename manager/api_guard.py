@@ -62,11 +62,19 @@ class Guard:
             await send(message)
 
         try:
+            _check_framing(Headers(scope=scope))
             inner = scope if self._rules is None else _admit(self._rules, scope)
         except ProblemError as problem:
             await problem.response()(scope, receive, stamp)
         else:
             await self._app(inner, receive, stamp)
+
+
+def _check_framing(headers: Headers) -> None:
+    """Refuse a body with two lengths: a proxy in front may believe the other one (RFC 9112, 6.3)."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        message = "send Content-Length or Transfer-Encoding, not both"
+        raise ProblemError(400, "invalid", message, {"Connection": "close"})
 
 
 def _admit(rules: DoorRules, scope: Scope) -> Scope:

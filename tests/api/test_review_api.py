@@ -72,6 +72,16 @@ async def test_a_body_of_many_values_is_taken(node: Node) -> None:
     assert (await send(node.socket, "POST", "/tasks", body, JSON)).status == 201
 
 
+async def test_a_request_with_two_lengths_is_refused_and_nothing_after_it_is_read(node: Node) -> None:
+    head = b"POST /tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4\r\n"
+    smuggled = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with Raw(node.socket) as raw:
+        raw.socket.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + smuggled)
+        answer = await raw.read_until(b"no end but that of the connection")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 @given(st.binary(max_size=200))
 def test_a_module_is_redacted_to_the_ends_of_its_base64(module: bytes) -> None:
     text = base64.b64encode(module).decode()
