@@ -208,7 +208,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     simple: dict[Any, st.SearchStrategy[Any]] = {
         str: st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
         bool: st.booleans(),
-        int: st.integers(0, 2**63),
+        int: st.integers(0, 2**63 - 1),
         float: st.floats(0, 1e8, allow_subnormal=False),
         bytes: st.binary(max_size=16),
         type(None): st.none(),
