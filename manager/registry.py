@@ -152,8 +152,9 @@ class Registry:
         if at.mono - base > self._policy.silence_s:
             self._fleet.settled = True
         for entry in list(self._entries.values()):
-            silent = at.mono - max(entry.seen, base) > self._policy.silence_s
-            entry.alive = entry.alive and not silent
+            if entry.alive and at.mono - max(entry.seen, base) <= self._policy.silence_s:
+                continue  # shown when it was heard
+            entry.alive = False
             if self._show(entry, at):
                 yield entry.proplet.id
 
