@@ -4,7 +4,7 @@ Pure bookkeeping for `core`, which decides; nothing here changes a state.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from proplet.agent.events import RunKey, StartKind
@@ -61,7 +61,8 @@ class Attempts:
         self._known = known
         self._live: dict[RunKey, Attempt] = {}
         self._runs: dict[str, list[RunKey]] = {}  # per task, live runs, oldest first
-        self._waiting: OrderedDict[RunKey, None] = OrderedDict()  # accepted or backing off, in order of arrival
+        # Accepted or backing off, in order of arrival; daemons, who keep their slot, apart.
+        self._waiting: dict[bool, OrderedDict[RunKey, None]] = {False: OrderedDict(), True: OrderedDict()}
         self._backing_off: set[RunKey] = set()
         self._ended: OrderedDict[RunKey, str] = OrderedDict()  # key to payload hash
         self._newest: dict[str, int] = {}  # per task, the newest ended run still known
@@ -86,11 +87,12 @@ class Attempts:
     @property
     def waiting(self) -> int:
         """How many wait for a slot or the end of a backoff."""
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
-    def next_due(self) -> float | None:
-        """Return when the next backoff ends, or None."""
-        return min((self._live[key].not_before for key in self._backing_off), default=None)
+    def next_due(self, daemons: Sequence[bool]) -> float | None:
+        """Return when the next backoff ends of tasks that are daemons or not, or None."""
+        backing_off = (self._live[key] for key in self._backing_off)
+        return min((a.not_before for a in backing_off if a.start.daemon in daemons), default=None)
 
     def due_by(self, latest: float) -> None:
         """Let every backoff end at `latest` at the latest."""
@@ -105,15 +107,16 @@ class Attempts:
 
     def wait(self, attempt: Attempt) -> None:
         """Queue a live attempt, which is accepted or backs off."""
-        self._waiting[attempt.key] = None
+        self._waiting[attempt.start.daemon][attempt.key] = None
         if attempt.state is State.WAITING:
             self._backing_off.add(attempt.key)
 
-    def take(self, most: int, now: float) -> list[Attempt]:
+    def take(self, most: int, now: float, *, daemons: bool) -> list[Attempt]:
         """Take out of the queue, oldest first, at most so many that may go on now."""
+        waiting = self._waiting[daemons]
         chosen: list[Attempt] = []
         if most > 0:
-            for key in self._waiting:
+            for key in waiting:
                 attempt = self._live[key]
                 # Others back off, or an older attempt of the same task is still being stopped.
                 if attempt.not_before <= now and self._runs[key.task_id][0] == key:
@@ -121,14 +124,15 @@ class Attempts:
                     if len(chosen) == most:
                         break
         for attempt in chosen:
-            del self._waiting[attempt.key]
+            del waiting[attempt.key]
             self._backing_off.discard(attempt.key)
         return chosen
 
     def end(self, key: RunKey, payload_hash: str) -> None:
         """Remember an attempt as ended; it is live no more, if it ever was."""
         self._live.pop(key, None)
-        self._waiting.pop(key, None)
+        for waiting in self._waiting.values():
+            waiting.pop(key, None)
         self._backing_off.discard(key)
         runs = self._runs.get(key.task_id, [])
         if key in runs:

@@ -73,11 +73,13 @@ _RETRYABLE = frozenset(
 class CoreSettings:
     """The core's bounds. `max_active` runs are prepared or running at once; `max_accepted` wait beside them.
 
+    `max_daemons` daemons have slots of their own: they would keep all others out for ever.
     `known_attempts` finished attempts are remembered, so that a repeated start is answered and not run again.
     """
 
     proplet_id: str
     max_active: int = 32
+    max_daemons: int = 100
     max_accepted: int = 10_000
     known_attempts: int = 4096
 
@@ -88,7 +90,7 @@ class Core:
     def __init__(self, settings: CoreSettings) -> None:
         self._settings = settings
         self._attempts = Attempts(settings.known_attempts)
-        self._active = 0
+        self._active = {False: 0, True: 0}  # daemons apart
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
@@ -104,7 +106,7 @@ class Core:
 
     def next_due(self) -> float | None:
         """Return when the next backoff ends that can be followed by a run, or None."""
-        return self._attempts.next_due() if self._active < self._settings.max_active else None
+        return self._attempts.next_due([daemons for daemons in (False, True) if self._room(daemons)])
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -157,6 +159,8 @@ class Core:
         key = RunKey(start.id, self._attempts.newest_run(start.id) + 1 if number is None else number)
         attempt = Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
         refused = _unsupported(start)
+        if start.daemon and not self._settings.max_daemons:
+            refused = "this proplet runs no daemons: [runtime] max_daemons is 0"
         if refused:
             return self._finish(attempt, Outcome(Reason.NOT_SUPPORTED, error=refused), now)
         if key.run < self._attempts.newest_run(start.id):
@@ -238,10 +242,12 @@ class Core:
         if attempt.state is State.STOPPING:  # the module was ready before the stop could cancel it
             return self._settle(attempt, Outcome(Reason.STOPPED), now)
         attempt.state = advance(attempt.state, Life.PREPARED)
-        attempt.since = now
         attempt.image_digest = event.image_digest or attempt.image_digest
         attempt.start_kind = event.start_kind
-        attempt.stages |= {"fetch": event.fetch_s, "compile": event.compile_s}
+        # One that joined another's preparation has not waited for all of it.
+        waited = max(0.0, now - attempt.since)
+        attempt.stages |= {"fetch": min(event.fetch_s, waited), "compile": min(event.compile_s, waited)}
+        attempt.since = now
         return Step(
             (SaveState(attempt.key, attempt.state, now, attempt.restarts),),
             (Run(attempt.key, attempt.start, attempt.restarts),),
@@ -261,7 +267,7 @@ class Core:
 
     def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
         """An active attempt has come to rest: it is stopped, tried again, or finished."""
-        self._active -= 1
+        self._active[attempt.start.daemon] -= 1
         if attempt.state is State.STOPPING:
             if outcome.reason is Reason.OK:  # it was quicker than the stop
                 return self._finish(attempt, outcome, now, Life.SUCCEEDED)
@@ -347,17 +353,24 @@ class Core:
 
     # --- bookkeeping --------------------------------------------------------------------------------------------------
 
+    def _room(self, daemons: bool) -> int:
+        most = self._settings.max_daemons if daemons else self._settings.max_active
+        return max(0, most - self._active[daemons])
+
     def _admit(self, step: Step, now: float) -> Step:
         """Give free slots to whatever waited longest and may run now."""
         if not self._attempts.waiting:
             return step
         then: list[Effect] = []
-        for attempt in self._attempts.take(self._settings.max_active - self._active, now):
+        chosen = [
+            a for daemons in (False, True) for a in self._attempts.take(self._room(daemons), now, daemons=daemons)
+        ]
+        for attempt in chosen:
             if attempt.state is State.ACCEPTED:
                 attempt.stages["queue"] = max(0.0, now - attempt.received_at)
             attempt.state = advance(attempt.state, Life.PREPARE)
             attempt.since = now
-            self._active += 1
+            self._active[attempt.start.daemon] += 1
             then.append(Prepare(attempt.key, attempt.start, attempt.module_digest))
         return replace(step, then=(*step.then, *then)) if then else step
 

@@ -57,7 +57,10 @@ def core_settings(settings: NodeSettings) -> CoreSettings:
     """The core's bounds."""
     running = settings.agent.max_running
     return CoreSettings(
-        settings.node.id, max_active=running + WORKER_QUEUE, known_attempts=settings.agent.results.count
+        settings.node.id,
+        max_active=running + WORKER_QUEUE,
+        max_daemons=settings.runtime.max_daemons,
+        known_attempts=settings.agent.results.count,
     )
 
 

@@ -48,3 +48,22 @@ def test_the_fuel_granted_is_never_more_than_the_ceiling(asked: int | None, give
 
 def test_a_ceiling_of_fuel_holds_for_a_task_that_names_none() -> None:
     assert granted(Start("t", "main"), NodeLimits(GuestLimits(), GuestLimits(fuel=1000))).fuel == 1000
+
+
+def test_daemons_keep_no_other_task_from_its_slot() -> None:
+    core = Core(CoreSettings("me", max_active=2, max_daemons=3))
+    for n in range(5):
+        core.handle(StartReceived(Start(f"d{n}", "main", daemon=True), "sha256:m", "h"), 1.0)
+    begun = [core.handle(received(f"t{n}"), 1.0) for n in range(3)]
+    assert [sum(isinstance(e, Prepare) for e in step.then) for step in begun] == [1, 1, 0]
+    freed = core.handle(ModuleFailed(RunKey("d0", 0), Reason.INVALID_MODULE, "no"), 2.0)
+    assert [e.key.task_id for e in freed.then if isinstance(e, Prepare)] == ["d3"]
+    freed = core.handle(ModuleFailed(RunKey("t0", 1), Reason.INVALID_MODULE, "no"), 2.0)
+    assert [e.key.task_id for e in freed.then if isinstance(e, Prepare)] == ["t2"]
+
+
+def test_a_daemon_is_refused_where_none_may_run() -> None:
+    core = Core(CoreSettings("me", max_daemons=0))
+    step = core.handle(StartReceived(Start("d", "main", daemon=True), "sha256:m", "h"), 1.0)
+    assert not any(isinstance(e, Prepare) for e in step.then)
+    assert len(core) == 0
