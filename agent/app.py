@@ -88,8 +88,11 @@ def _state_directory(path: Path) -> Iterator[None]:
                 f"another node (process {other}) uses the state directory {path}: stop it, or give this one its own "
                 "with [node] state_dir (PROPLET_NODE_STATE_DIR)"
             ) from None
-        os.truncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        try:
+            os.truncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise StorageError(f"{path / 'node.lock'} cannot be written: {error.strerror}") from error
         yield
     finally:
         os.close(lock)
@@ -165,7 +168,7 @@ async def _start_broker(
 
     given = settings.broker
     directory = settings.node.state_dir / "broker"
-    try:
+    with _as_node_errors(BrokerError, CredentialsError, ValueError):
         identities = await anyio.to_thread.run_sync(
             lambda: load_or_create_identities(directory, [settings.node.id, *given.proplets], _manager_id(settings))
         )
@@ -186,8 +189,6 @@ async def _start_broker(
             max_queued_messages=given.max_queued_messages,
         )
         broker = await stack.enter_async_context(open_broker(wanted, identities))
-    except (BrokerError, CredentialsError, ValueError) as error:
-        raise NodeError(str(error)) from error
 
     async def watch() -> None:
         try:
@@ -233,11 +234,23 @@ async def _start_manager(
         ),
         policy=Policy(silence_s=given.liveliness_timeout_s, silent_deadline_s=given.default_deadline_s or math.inf),
     )
-    try:
+    with _as_node_errors(StoreError, ApiError):
         await stack.enter_async_context(open_manager(wanted, lambda: about))
-    except (StoreError, ApiError) as error:
-        raise NodeError(str(error)) from error
     return given.socket
+
+
+@contextmanager
+def _as_node_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds, also out of a task group, end the node with their own words and nothing else."""
+    try:
+        yield
+    except kinds as error:
+        raise NodeError(str(error)) from error
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+        if not all(isinstance(error, kinds) for error in errors):
+            raise
+        raise NodeError("; ".join(str(error) for error in errors)) from group
 
 
 @asynccontextmanager
@@ -351,8 +364,6 @@ async def _be_the_node(settings: NodeSettings, notifier: Notifier, ending: anyio
     async with open_node(settings) as node:
         what = ", ".join(_roles(node))
         log.info("ready: %s; proplet %s, broker %s", what, settings.node.id, node.broker_address)
-        if node.socket_path:
-            log.info("the API listens on %s", node.socket_path)
         notifier.ready(f"{what}; proplet {settings.node.id}")
         interval_s = watchdog_interval_s()
         while not ending.is_set():

@@ -272,7 +272,6 @@ class Shell:
         self._tasks.start_soon(self._presence.tell, self._link, Route.INVOKE_RESULTS, answer)
 
     def _on_connected(self) -> None:
-        log.info("connected to the broker")
         self._outbox.wake(from_start=True)
         self._asked.set()
 

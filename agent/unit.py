@@ -25,7 +25,7 @@ _MARK = "# Written by `proplet service install`"
 # What ProtectHome= and PrivateTmp= hide from the service (systemd.exec(5)).
 _HIDDEN = tuple(Path(name) for name in ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))  # noqa: S108 - only compared
 
-_REMEDY = "install it for the service: python3 -m venv /opt/proplet && /opt/proplet/bin/pip install proplet"
+_REMEDY = "install it for the service: python3 -m venv /opt/proplet && /opt/proplet/bin/pip install ."
 
 
 class ServiceError(Exception):

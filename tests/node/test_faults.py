@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,19 @@ async def test_a_read_only_state_directory_is_named(tmp_path: Path, mosquitto: M
         assert f"{disk}/state" in caught.value.log
         assert "Read-only file system" in caught.value.log
         assert "Traceback" not in caught.value.log
+
+
+async def test_an_api_port_that_is_taken_is_named_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = (
+            '[node]\nid = "n"\nstate_dir = "state"\ncache_dir = "cache"\nruntime_dir = "run"\n'
+            "[mqtt]\n[broker]\nport = 0\n"
+            f'[manager.api]\nhost = "127.0.0.1"\nport = {port}\ntoken = "0123456789abcdef0123"\n'
+        )
+        node = NodeProcess(tmp_path / "node", config)
+        with pytest.raises(NodeEndedError) as caught:
+            node.start()
+    assert caught.value.code == 69
+    assert str(port) in caught.value.log
+    assert "Traceback" not in caught.value.log

@@ -119,7 +119,7 @@ def test_only_root_may_install_and_is_told_the_command(computer: Computer) -> No
 @pytest.mark.parametrize("hidden", ["/home/pi/venv", "/root/venv", "/tmp/venv", "/run/user/1000/venv"])
 def test_a_place_the_sandbox_hides_is_refused_before_anything_is_changed(computer: Computer, hidden: str) -> None:
     for needs in ((Path(hidden),), (Path("/opt/proplet"), Path(hidden) / "python3")):
-        with pytest.raises(ServiceError, match="/opt/proplet/bin/pip install proplet"):
+        with pytest.raises(ServiceError, match="/opt/proplet/bin/pip install"):
             install_unit(machine=computer.machine(), installation=InUsr(Path("/usr"), needs))
     assert computer.asked == []
     assert not computer.unit.exists()
