@@ -24,7 +24,8 @@ from proplet.agent import parts
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.core import Core
 from proplet.agent.fetch import open_modules
-from proplet.agent.journal import OutboxBounds, open_journal
+from proplet.agent.journal import open_journal
+from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.mqtt import open_link
 from proplet.agent.ports import Link, StorageError
 from proplet.agent.presence import Presence

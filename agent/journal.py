@@ -4,9 +4,7 @@ Place in the flow: the shell commits what the core wants saved, one transaction 
 power cut (`synchronous=FULL`). A row is appended and later changed near the end of its table, and the pages are small,
 because an SD card pays for every page that a commit touches.
 
-The outbox is bounded (`OutboxBounds`), and what gives way is written down: first delivered messages beyond the number
-kept for repeating, then answers to commands that were refused, then the text of undelivered results (that a task ended
-stays, its text becomes a line that says so), last whatever is older than `max_age_s`.
+The outbox is bounded; what gives way, and in which order, is `journal_sweep`'s.
 """
 
 import logging
@@ -16,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, assert_never
 
@@ -32,16 +29,15 @@ from proplet.agent.events import (
     SaveResend,
     SaveState,
 )
+from proplet.agent.journal_sweep import OutboxBounds, Sweep
 from proplet.agent.lifecycle import TERMINAL, State
 from proplet.agent.ports import OutboxRow, StorageError
-from proplet.agent.results import shortened
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _PAGE_BYTES = 2048
 _PENDING_BYTES = 4 * 1024 * 1024  # of messages in memory at once; one may be larger
-_CLOCK_SET_S = 60.0  # wall and steady clock drift apart by less, unless somebody sets the one
 _SWEEP_SAVES, _SWEEP_BYTES = 512, 16 * 1024 * 1024  # whichever comes first
 _CHECKPOINT_PAGES = 2048  # of the write-ahead log: 4 MiB, so that a page written often is copied rarely
 
@@ -71,27 +67,12 @@ CREATE TABLE outbox (
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxBounds:
-    """How much the outbox may hold.
-
-    Of the delivered results the newest `keep_sent`, at most `keep_sent_bytes`, stay to be repeated when their start is.
-    """
-
-    keep_sent: int = 4096
-    keep_sent_bytes: int = 16 * 1024 * 1024
-    max_count: int = 20_000
-    max_bytes: int = 64 * 1024 * 1024
-    max_age_s: float = 7 * 24 * 3600.0
-
-
 class SqliteJournal:
     """The port `Journal` on one SQLite file. All of SQLite runs in one thread of its own."""
 
     def __init__(self, path: Path, bounds: OutboxBounds, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
-        self._clocks = clock(), time.monotonic()  # at the last sweep: wall, and one that nobody sets
         self._bounds = bounds
         self._thread = ThreadPoolExecutor(1, "journal")
         self._rows: OrderedDict[RunKey, int] = OrderedDict()  # to the attempt's row id
@@ -100,6 +81,7 @@ class SqliteJournal:
         self._since_sweep = 0
         self._posted_bytes = 0
         self._db: sqlite3.Connection
+        self._bounds_held: Sweep
 
     async def load(self) -> Recovered:
         """Return what was accepted and not finished, and which attempts are known to have ended."""
@@ -150,6 +132,7 @@ class SqliteJournal:
             self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
             self._db.execute("PRAGMA cache_size=-1024")
             self._migrate()
+            self._bounds_held = Sweep(self._db, self._bounds, self._clock)
         except sqlite3.DatabaseError as error:
             raise self._storage_error(error) from error
         except OSError as error:
@@ -338,96 +321,20 @@ class SqliteJournal:
         unsent = {seq for (seq,) in rows} - noted
         return [key for key, seq in self._outbox.items() if seq in unsent]
 
-    # --- keeping it small -------------------------------------------------------------------------------------------
-
     def _sweep(self, *, by_age: bool = True) -> None:
-        """Hold the bounds. Runs every few hundred saves, in a transaction of its own; failing it costs only space."""
+        """Hold the bounds. Runs now and then, in a transaction of its own; failing it costs only space."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._forget_finished()
-            if by_age:
-                self._drop_old()
-            self._hold_outbox_bounds()
+            forgotten = self._bounds_held.run(by_age=by_age)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             log.warning("the journal could not be tidied: %s", self._storage_error(error))
-
-    def _forget_finished(self) -> None:
-        """Delivered results beyond the bound go, oldest first, and their attempts with them."""
-        delivered = self._db.execute(
-            "SELECT seq, attempt, length(payload) FROM outbox WHERE sent = 1 ORDER BY seq DESC"
-        )
-        gone, room = list[tuple[int, int | None]](), self._bounds.keep_sent_bytes
-        for nth, (seq, row, size) in enumerate(delivered.fetchall()):
-            room -= size
-            if nth >= self._bounds.keep_sent or room < 0:
-                gone.append((seq, row))
-        self._remove(gone)
-
-    def _remove(self, gone: Sequence[tuple[int, int | None]]) -> None:
-        """Delete messages and the finished attempts they tell of."""
-        if not gone:
             return
-        self._db.executemany("DELETE FROM outbox WHERE seq = ?", ((seq,) for seq, _ in gone))
-        ids = {row for _, row in gone if row is not None}
-        self._db.executemany("DELETE FROM attempts WHERE id = ?", ((i,) for i in ids))
-        for key in [k for k, row in self._rows.items() if row in ids]:
+        for key in [k for k, row in self._rows.items() if row in forgotten]:
             del self._rows[key]
             self._outbox.pop(key, None)
-
-    def _drop_old(self) -> None:
-        now, max_age_s = self._follow_clock(), self._bounds.max_age_s
-        old = self._db.execute(
-            "SELECT seq, attempt FROM outbox WHERE sent = 0 AND created_at < ?", (now - max_age_s,)
-        ).fetchall()
-        if old:
-            self._remove(old)
-            log.warning("%d undelivered results older than %.0f s were dropped", len(old), max_age_s)
-
-    def _follow_clock(self) -> float:
-        """Return the time. If somebody has set the clock, nothing in the outbox is older or younger for it.
-
-        A Raspberry Pi has no clock of its own: it lives in the past until the network tells it the time.
-        """
-        wall, steady = self._clocks
-        now, self._clocks = self._clock(), (self._clock(), time.monotonic())
-        ahead = (now - wall) - (self._clocks[1] - steady)
-        if ahead > _CLOCK_SET_S:
-            self._db.execute(
-                "UPDATE outbox SET created_at = created_at + ? WHERE sent = 0 AND created_at <= ?", (ahead, now - ahead)
-            )
-        elif ahead < -_CLOCK_SET_S:
-            self._db.execute("UPDATE outbox SET created_at = ? WHERE sent = 0 AND created_at > ?", (now, now))
-        return now
-
-    def _hold_outbox_bounds(self) -> None:
-        bounds = self._bounds
-        count, size = self._db.execute("SELECT count(*), total(length(payload)) FROM outbox WHERE sent = 0").fetchone()
-        if count > bounds.max_count:
-            replies = self._db.execute(
-                "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE sent = 0 AND attempt IS NULL"
-                " ORDER BY seq LIMIT ?)",
-                (count - bounds.max_count,),
-            )
-            log.warning("%d undelivered answers to refused commands were dropped", replies.rowcount)
-        if size > bounds.max_bytes:
-            self._shorten(size - bounds.max_bytes)
-
-    def _shorten(self, surplus: float) -> None:
-        """Undelivered results lose their text, oldest first, until `surplus` bytes are saved."""
-        rows = self._db.execute(
-            "SELECT seq, payload FROM outbox WHERE sent = 0 AND attempt IS NOT NULL AND length(payload) > 1024"
-            " ORDER BY seq"
-        ).fetchall()
-        for seq, payload in rows:
-            if surplus <= 0:
-                return
-            short = shortened(payload)
-            self._db.execute("UPDATE outbox SET payload = ? WHERE seq = ?", (short, seq))
-            surplus -= len(payload) - len(short)
-            log.warning("the text of an undelivered result (%d bytes) was dropped: the outbox is full", len(payload))
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ keeps the child, speaks the protocol and notices when something is wrong. Used f
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from proplet.agent.worker_orders import (
     Report,
     Setup,
 )
+
+log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.25  # how often a busy link is looked at
 _numbers = itertools.count(1)
@@ -249,6 +252,10 @@ class Link:
                 return
         except ChildGoneError:
             return  # `_listen` finds out how it ended
+        except Exception:  # a defect of ours: these jobs would wait for ever, so the worker ends, and they with it
+            log.exception("jobs could not be handed to the worker")
+            child.kill()
+            return
         self._flushing = True
         self._tasks.start_soon(self._flush, child)
 

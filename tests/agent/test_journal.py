@@ -13,7 +13,8 @@ import pytest
 
 from proplet.agent import codec, wire
 from proplet.agent.events import RunKey, SaveAccepted, SaveOutcome, SaveReply, SaveResend, SaveState
-from proplet.agent.journal import OutboxBounds, SqliteJournal, open_journal
+from proplet.agent.journal import SqliteJournal, open_journal
+from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.lifecycle import State
 from proplet.agent.ports import StorageError
 

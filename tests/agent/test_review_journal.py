@@ -10,7 +10,8 @@ import pytest
 from proplet.agent import codec, wire
 from proplet.agent.core import Core, CoreSettings
 from proplet.agent.events import RunKey, SaveAccepted, SaveOutcome, SaveResend
-from proplet.agent.journal import OutboxBounds, SqliteJournal, open_journal
+from proplet.agent.journal import SqliteJournal, open_journal
+from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.lifecycle import State
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,8 @@ from proplet.agent.config_schema import NodeSettings
 from proplet.agent.core import Core
 from proplet.agent.events import Save
 from proplet.agent.fetch import open_modules
-from proplet.agent.journal import OutboxBounds, SqliteJournal
+from proplet.agent.journal import SqliteJournal
+from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.mqtt import open_link
 from proplet.agent.presence import Presence
 from proplet.agent.runtime import open_runtime
