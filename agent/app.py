@@ -113,8 +113,12 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
         stack.enter_context(_state_directory(settings.node.state_dir))
         tasks = await stack.enter_async_context(_root())
         identities, broker = await _start_broker(settings, stack, tasks)
-        address = broker.address if broker else settings.mqtt.address
-        if address is None:
+        address = settings.mqtt.address
+        if address is not None:
+            identities = []  # those are of the node's own broker, which then serves only others
+        elif broker is not None:
+            address = broker.address
+        else:
             raise NodeError("no broker: set [mqtt] address, or run one here with a [broker] table")
         socket_path = await _start_manager(
             settings, stack, broker, _access(settings, identities, manager=True), address

@@ -2,15 +2,17 @@
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import wasmtime
 
 from proplet.agent import wire
-from proplet.agent.topics import Route
-from tests.support.mosquitto import MosquittoServer
-from tests.support.node import ADDITION, NodeEndedError, NodeProcess, Peer
+from proplet.agent.topics import Route, Topics
+from tests.node.conftest import agent_config
+from tests.support.mosquitto import CHANNEL, DOMAIN, MANAGER, PROPLET, MosquittoServer
+from tests.support.node import ADDITION, NodeEndedError, NodeProcess, Peer, open_peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
 
@@ -232,8 +234,20 @@ async def test_a_second_node_on_the_same_state_directory_is_refused(agent: NodeP
 
 
 async def test_the_agent_is_ready_without_a_broker(tmp_path: Any, mosquitto: MosquittoServer) -> None:
-    from tests.node.conftest import agent_config
-
     mosquitto.stop()
     with NodeProcess(tmp_path / "lonely", agent_config(mosquitto)) as node:
         assert "ready: agent" in node.log
+
+
+async def test_a_node_with_a_broker_of_its_own_still_uses_the_one_it_is_told(
+    tmp_path: Path, mosquitto: MosquittoServer
+) -> None:
+    config = agent_config(mosquitto) + "[broker]\nport = 0\n"
+    settings = mosquitto.link_settings(MANAGER.username)
+    with NodeProcess(tmp_path / "both", config) as node:
+        async with open_peer(settings, Topics(DOMAIN, CHANNEL), PROPLET.username) as peer:
+            await peer.send(Route.HELLO, wire.Hello("m"))
+            await peer.until(lambda: peer.all(Route.INVENTORY))
+            await peer.start("t1")
+            assert (await peer.result("t1")).results == "42"
+        assert "broker (mosquitto)" in node.log
