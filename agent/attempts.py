@@ -35,7 +35,7 @@ class Attempt:
     @property
     def number(self) -> int | None:
         """The attempt's number on the wire; None from peers that send none."""
-        return attempt_number(self.start)
+        return self.start.attempt
 
     @property
     def policy(self) -> RestartPolicy | None:
@@ -47,11 +47,6 @@ class Attempt:
         """How often it may be run again."""
         limit = self.start.ext.backoff_limit if self.start.ext else None
         return DEFAULT_BACKOFF_LIMIT if limit is None else limit
-
-
-def attempt_number(start: Start) -> int | None:
-    """Return the attempt a start names, None where its sender knows none."""
-    return start.ext.attempt if start.ext else None
 
 
 class Attempts:

@@ -182,14 +182,6 @@ def to_plain(message: Any) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", _write(message, binary=False))
 
 
-def from_plain(kind: type, raw: Mapping[str, Any]) -> Any:
-    """Return a value of the class `kind` from JSON-ready values; raises WireError."""
-    try:
-        return read(kind, dict(raw), "")
-    except (ValueError, RecursionError) as error:
-        raise WireError(str(error)) from error
-
-
 def _write(value: Any, *, binary: bool) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value

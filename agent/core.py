@@ -10,11 +10,10 @@ What it guarantees, if the shell keeps that order:
 * at most one attempt of a task is live; a newer one waits until the older has been stopped.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from proplet.agent import codec, wire
-from proplet.agent.attempts import Attempt, Attempts, attempt_number
+from proplet.agent.attempts import Attempt, Attempts
 from proplet.agent.events import (
     Cancel,
     CommandRefused,
@@ -98,12 +97,6 @@ class Core:
         """Return every attempt that has not finished."""
         return tuple(wire.InventoryItem(a.key.task_id, a.number, a.state.value, a.since) for a in self._attempts)
 
-    def running(self) -> Iterator[tuple[RunKey, Start, float]]:
-        """Yield the runs whose guest is running: key, command, since when."""
-        for a in self._attempts:
-            if a.state is State.RUNNING:
-                yield a.key, a.start, a.since
-
     def next_due(self) -> float | None:
         """Return when the next backoff ends that can be followed by a run, or None."""
         return self._attempts.next_due([daemons for daemons in (False, True) if self._room(daemons)])
@@ -155,7 +148,7 @@ class Core:
         known = self._answer_known(event)
         if known is not None:
             return known
-        number = attempt_number(start)
+        number = start.attempt
         key = RunKey(start.id, self._attempts.newest_run(start.id) + 1 if number is None else number)
         attempt = Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
         refused = _unsupported(start)
@@ -179,7 +172,7 @@ class Core:
 
     def _answer_known(self, event: StartReceived) -> Step | None:
         """A start that was seen before is answered, not run."""
-        start, number = event.start, attempt_number(event.start)
+        start, number = event.start, event.start.attempt
         if number is None:
             if self._attempts.of_task(start.id):
                 return Step(then=(Note("a second start of a running task is ignored", start.id),))

@@ -1,6 +1,6 @@
 """What each part of a node is told: the node's settings turned into every part's own. Pure."""
 
-from proplet.agent import codec, wire
+from proplet.agent import codec
 from proplet.agent.config_schema import LimitsTable, NodeSettings
 from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
@@ -49,8 +49,7 @@ def subscriptions(topics: Topics, proplet_id: str) -> list[tuple[str, int]]:
 
 def will_of(topics: Topics, presence: PresenceSettings) -> Will:
     """What the broker says for a proplet that has vanished."""
-    gone = wire.Alive(presence.proplet_id, "offline", presence.namespace)
-    return Will(topics.build(Route.ALIVE), codec.encode(gone), 1)
+    return Will(topics.build(Route.ALIVE), codec.encode(presence.farewell), 1)
 
 
 def core_settings(settings: NodeSettings) -> CoreSettings:

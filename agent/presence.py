@@ -40,6 +40,11 @@ class PresenceSettings:
     location: str | None = None
     collect_system_info: bool = True
 
+    @property
+    def farewell(self) -> wire.Alive:
+        """What the device says when it goes, and its will if it has vanished."""
+        return wire.Alive(self.proplet_id, wire.OFFLINE, self.namespace)
+
 
 @dataclass(slots=True)
 class _Live:
@@ -105,8 +110,7 @@ class Presence:
             for stream, data in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
                 if data:
                     lines = tuple(data[-_LOG_BYTES_MAX:].decode("utf-8", "replace").splitlines())
-                    attempt = live.start.ext.attempt if live.start.ext else None
-                    self._logs.append(wire.LogLines(self.proplet_id, key.task_id, attempt, stream, lines))
+                    self._logs.append(wire.LogLines(self.proplet_id, key.task_id, live.start.attempt, stream, lines))
             self._changed.set()
 
     # --- publishing ---------------------------------------------------------------------------------------------------
@@ -145,8 +149,7 @@ class Presence:
 
     async def goodbye(self, link: Link) -> None:
         """Say that the device goes, as its will would."""
-        gone = wire.Alive(self.proplet_id, "offline", self._settings.namespace)
-        await self.tell(link, Route.ALIVE, gone)
+        await self.tell(link, Route.ALIVE, self._settings.farewell)
 
     async def _beat(self, link: Link) -> None:
         beat = wire.Alive(self.proplet_id, "alive", self._settings.namespace)
@@ -194,9 +197,10 @@ class Presence:
             if live.since > old_enough or live.told == now_told or not live.wants("progress"):
                 continue
             live.told = now_told
-            attempt = live.start.ext.attempt if live.start.ext else None
             done, total = (live.progress.bytes_done, live.progress.bytes_total) if live.progress else (0, 0)
-            message = wire.Progress(self.proplet_id, key.task_id, attempt, live.stage, done, total, time.time())
+            message = wire.Progress(
+                self.proplet_id, key.task_id, live.start.attempt, live.stage, done, total, time.time()
+            )
             await self.tell(link, Route.PROGRESS, message, self._settings.qos)
 
     async def _tell_samples(self, link: Link) -> None:

@@ -29,7 +29,7 @@ def result_of(
         start_kind=kind.value if kind else None,
     )
     ext = wire.ResultTerms(
-        attempt=start.ext.attempt if start.ext else None,
+        attempt=start.attempt,
         reason=outcome.reason,
         exit_code=outcome.exit_code,
         image_digest=image_digest,

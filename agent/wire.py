@@ -131,6 +131,10 @@ class Discovery:
     ext: Announcement | None = None
 
 
+#: The status of a last will, and of a goodbye.
+OFFLINE = "offline"
+
+
 @dataclass(frozen=True, slots=True)
 class Alive:
     """``control/proplet/alive``: a heartbeat, or, with status ``offline``, somebody's last will."""
@@ -345,6 +349,11 @@ class Start:
     hal_storage_path: str | None = None
     latent: bool = False
     ext: StartTerms | None = None
+
+    @property
+    def attempt(self) -> int | None:
+        """The attempt it is; None from peers that count none."""
+        return self.ext.attempt if self.ext else None
 
     def check(self) -> None:
         """Raise ValueError with the reference's text where the command cannot be carried out."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from proplet.agent.codec import rfc3339
 from proplet.agent.topics import InvalidTopicError, check_level
-from proplet.agent.wire import Alive, Announcement, Discovery, Metadata
+from proplet.agent.wire import OFFLINE, Alive, Announcement, Discovery, Metadata
 from proplet.manager.exchange import Moment, Policy
 from proplet.manager.model import Condition, Meta, Proplet, PropletPhase, PropletSpec, PropletStatus
 from proplet.manager.placement import Fleet, Peer
@@ -23,7 +23,6 @@ from proplet.manager.ports import Liveness
 
 HISTORY: Final = 10
 MAX_PROPLETS: Final = 10_000  # ids are claims that nobody checks here
-OFFLINE: Final = "offline"
 
 
 @dataclass(slots=True)

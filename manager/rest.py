@@ -9,7 +9,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from proplet.agent import codec
@@ -220,14 +219,6 @@ def redacted(module: bytes) -> str:
 def go_time(seconds: float) -> str:
     """Return an epoch time as RFC 3339 in UTC; never is Go's zero time."""
     return codec.rfc3339(seconds) if seconds else ZERO_TIME
-
-
-def from_go_time(text: str) -> float:
-    """Return an RFC 3339 time as an epoch time; Go's zero time is 0.0. Raises ValueError."""
-    moment = datetime.fromisoformat(text)
-    if moment.year == 1:
-        return 0.0
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def proplet_to_rest(proplet: Proplet, liveness: Liveness) -> dict[str, Any]:
