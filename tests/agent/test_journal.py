@@ -1,6 +1,5 @@
 """The journal keeps what it said it kept, within its bounds, whatever happens to the process or the disk."""
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +16,7 @@ from proplet.agent.journal import SqliteJournal, open_journal
 from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.lifecycle import State
 from proplet.agent.ports import StorageError
+from tests.support.disks import mounted
 
 pytestmark = pytest.mark.anyio
 
@@ -202,13 +202,8 @@ async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of one MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = os.geteuid() == 0 and not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)])
-    if not mounted:
-        pytest.skip("needs root, to mount a small disk")
-    yield disk
-    subprocess.check_call(["umount", str(disk)])
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        yield disk
 
 
 async def test_a_full_disk_is_said_so_loses_nothing_and_work_goes_on_when_there_is_room(small_disk: Path) -> None:

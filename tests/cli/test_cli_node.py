@@ -1,7 +1,6 @@
 """Whole nodes started by the command: the demo, and ``up`` with tasks applied to it."""
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from tests.cli.command import COMMAND, environment, proplet
 from tests.cli.test_cli_resources import manifest
+from tests.support.mosquitto import mosquitto_program
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +24,8 @@ PATIENCE_S = 60
 
 
 def have(engine: str) -> None:
-    if engine == "mosquitto" and not (shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists()):
-        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    if engine == "mosquitto":
+        mosquitto_program()
 
 
 def of_session(session: int) -> list[str]:

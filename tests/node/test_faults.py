@@ -1,11 +1,8 @@
 """Full and read-only disks, messages too large, registries that misbehave: said clearly, nothing lost."""
 
 import contextlib
-import os
 import shutil
 import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,23 +10,12 @@ import pytest
 from proplet.agent import wire
 from proplet.agent.topics import Route, Topics
 from tests.node.conftest import agent_config
+from tests.support.disks import mounted
 from tests.support.mosquitto import CHANNEL, DOMAIN, MANAGER, PROPLET, MosquittoServer
 from tests.support.node import ADDITION, NodeEndedError, NodeProcess, Peer, open_peer
 from tests.support.registry import running_registry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
-
-
-@contextlib.contextmanager
-def mounted(directory: Path, options: str) -> Iterator[Path]:
-    """A real file system of its own."""
-    directory.mkdir()
-    if os.geteuid() != 0 or subprocess.call(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]):
-        pytest.skip("needs root, to mount a disk of its own")
-    try:
-        yield directory
-    finally:
-        subprocess.check_call(["umount", "--lazy", str(directory)])
 
 
 async def test_a_module_from_a_registry_is_pulled_run_and_named_by_its_digest(

@@ -17,6 +17,7 @@ from proplet.agent.fetch import ModulesSettings, StoredModules, open_modules
 from proplet.agent.ports import Artefact, ModuleError, ModuleKind, ModuleWanted, Stage, StartKind, StorageError
 from proplet.agent.wire import PullPolicy, Reason
 from tests.runtime.conftest import open_node
+from tests.support.disks import mounted
 from tests.support.modules import ADDITION, bulky, module, module_digest, padded
 
 pytestmark = pytest.mark.anyio
@@ -241,14 +242,8 @@ async def test_a_store_that_cannot_be_written_is_a_storage_error(tmp_path: Path)
             pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
 async def test_a_full_disk_is_a_storage_error_and_leaves_nothing_partial(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = await anyio.run_process(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], check=False)
-    if mounted.returncode:
-        pytest.skip("no mounting here")
-    try:
+    with mounted(tmp_path / "small", "size=200k") as small:
         given = ModulesSettings(small / "store", tmp_path / "cache", tmp_path / "key")
         async with open_modules(given) as modules:
             with pytest.raises(StorageError, match="space"):
@@ -260,8 +255,6 @@ async def test_a_full_disk_is_a_storage_error_and_leaves_nothing_partial(tmp_pat
             with pytest.raises(StorageError, match="space"):
                 await prepare(modules, bulky(1500))
         assert _names(small / "cache") == set()
-    finally:
-        await anyio.run_process(["umount", str(small)])
 
 
 async def test_an_image_that_cannot_be_had_says_so(tmp_path: Path) -> None:
