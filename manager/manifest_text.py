@@ -131,6 +131,8 @@ def _yaml(text: str) -> Iterator[Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        if "nesting depth" in (error.problem or ""):  # newer parsers count, too, and look ahead of what we have seen
+            raise TextError(f"it is nested more than {MAX_DEPTH} levels deep{place}") from None
         raise TextError(f"it is not YAML{place}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise TextError(f"it is not YAML: {error}") from None
