@@ -1,4 +1,4 @@
-"""Manifests (`apiVersion`, `kind`, `metadata`, `spec`) as Tasks and Proplets, and back.
+"""Manifests (`apiVersion`, `kind`, `metadata`, `spec`) as resources, and back.
 
 The same documents are the input everywhere: files, `proplet apply -f`, `kubectl apply -f`. Both eras' group names and
 fields are read; unknown fields are mistakes that name their path; all mistakes of a text are told at once.
@@ -10,16 +10,53 @@ from typing import Any, Final
 
 from proplet.manager import rules
 from proplet.manager.manifest_text import TextError, documents
-from proplet.manager.model import Kind, Meta, Proplet, PropletSpec, PropletStatus, Resource, Resources, Task
+from proplet.manager.model import (
+    RESOURCES,
+    Kind,
+    Meta,
+    Owner,
+    Proplet,
+    PropletSpec,
+    Resource,
+    Resources,
+)
 from proplet.manager.reading import Problem, Reading, Style, kind_of, unknown_field
 from proplet.manager.scalars import MOMENT, TEXT, WHOLE
-from proplet.manager.vocabulary import PROPLET_SPEC, PROPLET_STATUS, TASK_SPEC, TASK_STATUS, TEXT_MAP
+from proplet.manager.shapes import Record
+from proplet.manager.vocabulary import PROPLET_SPEC, PROPLET_STATUS, TASK_SPEC, TASK_STATUS, TEXT_MAP, TEXTS
+from proplet.manager.vocabulary_work import (
+    FEDERATED_SPEC,
+    FEDERATED_STATUS,
+    JOB_SPEC,
+    JOB_STATUS,
+    ROUND_SPEC,
+    ROUND_STATUS,
+)
 
-API_VERSION: Final = "propeller.propeller.abstractmachines.fr/v1"
-API_VERSIONS: Final = (API_VERSION, "propeller.propeller.absmach.eu/v1")
+# The reference's API groups: the older, which the tutorial uses, and the newer.
+GROUPS: Final = ("propeller.propeller.abstractmachines.fr", "propeller.propeller.absmach.eu")
+API_VERSION: Final = f"{GROUPS[0]}/v1"
+API_VERSIONS: Final = tuple(f"{group}/v1" for group in GROUPS)
+# The older era had the kinds of federated learning in this version.
+_ALPHA_VERSIONS: Final = tuple(f"{group}/v1alpha1" for group in GROUPS)
+_ALPHA: Final = (Kind.FEDERATED_JOB.value, Kind.ROUND.value)
+
+_SPECS: Final[Mapping[Kind, Record]] = {
+    Kind.TASK: TASK_SPEC,
+    Kind.JOB: JOB_SPEC,
+    Kind.FEDERATED_JOB: FEDERATED_SPEC,
+    Kind.ROUND: ROUND_SPEC,
+}
+_STATUSES: Final[Mapping[Kind, Record]] = {
+    Kind.TASK: TASK_STATUS,
+    Kind.PROPLET: PROPLET_STATUS,
+    Kind.JOB: JOB_STATUS,
+    Kind.FEDERATED_JOB: FEDERATED_STATUS,
+    Kind.ROUND: ROUND_STATUS,
+}
 
 _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
-# What an API server adds, and what nobody gives us: read over, never kept.
+# What an API server or another controller adds: kept of a store's own documents, read over in a user's.
 _SERVER_METADATA: Final = frozenset(
     "managedFields selfLink ownerReferences finalizers deletionTimestamp deletionGracePeriodSeconds".split()
 )
@@ -106,7 +143,8 @@ def from_manifest(document: Any, *, stored: bool = True) -> Resource:
     for name in document:
         if name not in _TOP and not stored:
             reading.bad(str(name), unknown_field(str(name), dict.fromkeys(_TOP)))
-    if document.get("apiVersion") not in API_VERSIONS:
+    accepted = API_VERSIONS + _ALPHA_VERSIONS if document.get("kind") in _ALPHA else API_VERSIONS
+    if document.get("apiVersion") not in accepted:
         reading.bad("apiVersion", f"is {document.get('apiVersion')!r}; it must be {' or '.join(API_VERSIONS)}")
     kinds = [kind.value for kind in Kind]
     if document.get("kind") not in kinds:
@@ -154,22 +192,43 @@ def _read_meta(raw: Any, status: Any, reading: Reading, *, stored: bool) -> Meta
         updated_at=0.0 if updated is None else MOMENT.read(updated, "status.updatedAt", reading),
         generation=given("generation", WHOLE, 1),
         version=int(version) if version and version.isascii() and version.isdigit() else 0,
+        owner=_read_owner(raw.get("ownerReferences")),
+        finalizers=given("finalizers", TEXTS, ()),
+        deleted_at=given("deletionTimestamp", MOMENT, 0.0),
     )
+
+
+def _read_owner(references: Any) -> Owner | None:
+    """The controlling owner, else the first one."""
+    found = [r for r in references or () if isinstance(r, Mapping)]
+    found.sort(key=lambda r: not r.get("controller"))
+    if not found:
+        return None
+    first = found[0]
+    version = str(first.get("apiVersion", ""))
+    ours = version in API_VERSIONS + _ALPHA_VERSIONS
+    name, uid = str(first.get("name", "")), str(first.get("uid", ""))
+    return Owner(str(first.get("kind", "")), name, uid, bool(first.get("controller")), "" if ours else version)
+
+
+def _write_owner(owner: Owner, api_version: str) -> dict[str, Any]:
+    reference = {
+        "apiVersion": owner.api_version or api_version,
+        "kind": owner.kind,
+        "name": owner.name,
+        "uid": owner.uid,
+    }
+    return {**reference, "controller": True, "blockOwnerDeletion": True} if owner.controller else reference
 
 
 def _read_resource(kind: Kind, meta: Meta, spec: Any, status: Any, reading: Reading) -> Resource:
     if spec is None and not reading.lenient:
         reading.bad("spec", "is required")
     spec = {} if spec is None else spec
-    if kind is Kind.TASK:
-        task = Task(meta, TASK_SPEC.read(spec, "spec", reading))
-        if status is None:
-            return task
-        return dataclasses.replace(task, status=TASK_STATUS.read(status, "status", reading))
-    proplet = Proplet(meta, _read_proplet_spec(spec, reading))
+    read: Any = _read_proplet_spec(spec, reading) if kind is Kind.PROPLET else _SPECS[kind].read(spec, "spec", reading)
     if status is None:
-        return proplet
-    return dataclasses.replace(proplet, status=PROPLET_STATUS.read(status, "status", reading))
+        return RESOURCES[kind](meta, read)
+    return RESOURCES[kind](meta, read, _STATUSES[kind].read(status, "status", reading))
 
 
 def _read_proplet_spec(raw: Any, reading: Reading) -> PropletSpec:
@@ -203,6 +262,12 @@ def to_manifest(resource: Resource, *, api_version: str = API_VERSION) -> dict[s
     metadata["generation"] = meta.generation
     if meta.version:
         metadata["resourceVersion"] = str(meta.version)
+    if meta.owner is not None:
+        metadata["ownerReferences"] = [_write_owner(meta.owner, api_version)]
+    if meta.finalizers:
+        metadata["finalizers"] = list(meta.finalizers)
+    if meta.deleted_at:
+        metadata["deletionTimestamp"] = MOMENT.write(meta.deleted_at, Style.MANIFEST)
     return {
         "apiVersion": api_version,
         "kind": resource.kind.value,
@@ -214,8 +279,8 @@ def to_manifest(resource: Resource, *, api_version: str = API_VERSION) -> dict[s
 
 def spec_to_manifest(resource: Resource) -> dict[str, Any]:
     """Return what is wanted, as a manifest has it: fields at their default are left out."""
-    if isinstance(resource, Task):
-        return TASK_SPEC.write(resource.spec, Style.MANIFEST)
+    if not isinstance(resource, Proplet):
+        return _SPECS[resource.kind].write(resource.spec, Style.MANIFEST)
     spec = resource.spec
     external: dict[str, Any] = {}
     if spec.device_type is not None:
@@ -240,7 +305,4 @@ def _status_to_manifest(resource: Resource) -> dict[str, Any]:
     for name, moment in (("createdAt", resource.meta.created_at), ("updatedAt", resource.meta.updated_at)):
         if moment:
             status[name] = MOMENT.write(moment, Style.MANIFEST)
-    if isinstance(resource, Task):
-        return {**status, **TASK_STATUS.write(resource.status, Style.MANIFEST)}
-    assert isinstance(resource.status, PropletStatus)
-    return {**status, **PROPLET_STATUS.write(resource.status, Style.MANIFEST)}
+    return {**status, **_STATUSES[resource.kind].write(resource.status, Style.MANIFEST)}

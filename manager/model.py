@@ -1,237 +1,103 @@
-"""The resources a manager keeps: Tasks and Proplets, with `spec` (what is wanted) and `status` (what is so).
+"""The resources a manager keeps, with `spec` (what is wanted) and `status` (what is so): all kinds in one place.
 
 Pure values. The manifest's and the REST API's spellings of these fields are `manifest`'s and `rest`'s business. Sizes
 are bytes, times are seconds, moments are seconds since the Unix epoch (UTC); 0.0 means never.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any
+from typing import Final
 
-from proplet.agent.wire import (
-    Limits,
-    Metadata,
-    MonitoringProfile,
-    Permissions,
-    PullPolicy,
-    Reason,
-    RestartPolicy,
-    Usage,
+from proplet.manager.model_federated import (
+    Aggregator,
+    FederatedJob,
+    FederatedSpec,
+    FederatedStatus,
+    JobReference,
+    Participant,
+    ParticipantStatus,
+    Participation,
+    Rounds,
+    RoundSpec,
+    RoundStatus,
+    TrainingRound,
 )
-from proplet.manager.phases import Phase
+from proplet.manager.model_job import (
+    ExecutionMode,
+    JobSpec,
+    JobStatus,
+    PropellerJob,
+    WorkPhase,
+)
+from proplet.manager.model_meta import (
+    Condition,
+    Key,
+    Kind,
+    Meta,
+    Owner,
+)
+from proplet.manager.model_proplet import (
+    DeviceMetrics,
+    Proplet,
+    PropletPhase,
+    PropletSpec,
+    PropletStatus,
+    Replicas,
+)
+from proplet.manager.model_task import (
+    PropletSelector,
+    Resources,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
 
+__all__ = [
+    "RESOURCES",
+    "WORKS",
+    "Aggregator",
+    "Condition",
+    "DeviceMetrics",
+    "ExecutionMode",
+    "FederatedJob",
+    "FederatedSpec",
+    "FederatedStatus",
+    "JobReference",
+    "JobSpec",
+    "JobStatus",
+    "Key",
+    "Kind",
+    "Meta",
+    "Owner",
+    "Participant",
+    "ParticipantStatus",
+    "Participation",
+    "PropellerJob",
+    "Proplet",
+    "PropletPhase",
+    "PropletSelector",
+    "PropletSpec",
+    "PropletStatus",
+    "Replicas",
+    "Resource",
+    "Resources",
+    "RoundSpec",
+    "RoundStatus",
+    "Rounds",
+    "Task",
+    "TaskSpec",
+    "TaskStatus",
+    "TrainingRound",
+    "WorkPhase",
+]
 
-class Kind(Enum):
-    """What a resource is; the value is the manifest's `kind`."""
+Resource = Task | Proplet | PropellerJob | FederatedJob | TrainingRound
 
-    TASK = "Task"
-    PROPLET = "Proplet"
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What identifies a resource of a kind."""
-
-    name: str
-    namespace: str = "default"
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What every resource has. `version` changes with every write, `generation` with every change of the spec."""
-
-    name: str
-    namespace: str = "default"
-    uid: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    created_at: float = 0.0
-    updated_at: float = 0.0
-    generation: int = 1
-    version: int = 0
-
-    @property
-    def key(self) -> Key:
-        """Name and namespace."""
-        return Key(self.name, self.namespace)
-
-
-@dataclass(frozen=True, slots=True)
-class PropletSelector:
-    """Which proplets may have a task; every given part must match."""
-
-    proplet_id: str | None = None
-    match_labels: Mapping[str, str] = field(default_factory=dict)
-    match_device_types: tuple[str, ...] = ()
-    match_capabilities: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a task asks for, or a proplet has: CPUs (1.0 is one core) and bytes of memory; None is unstated."""
-
-    cpu: float | None = None
-    memory_bytes: int | None = None
-    custom: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSpec:
-    """What is to run, where and under which terms. The vocabulary is ARCHITECTURE.md's, "One vocabulary"."""
-
-    name: str = ""
-    function_name: str = ""
-    kind: str = "standard"
-    image_url: str = ""
-    file: bytes = b""
-    inputs: tuple[str, ...] = ()
-    cli_args: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    env_secrets: Mapping[str, Any] = field(default_factory=dict)
-    selector: PropletSelector = field(default_factory=PropletSelector)
-    preferred_proplet_type: str = "any"
-    resources: Resources = field(default_factory=Resources)
-    daemon: bool = False
-    latent: bool = False
-    broadcast: bool = False
-    mode: str | None = None
-    monitoring_profile: MonitoringProfile | None = None
-    restart_policy: RestartPolicy | None = None
-    backoff_limit: int | None = None
-    active_deadline_seconds: float | None = None
-    ttl_seconds_after_finished: int | None = None
-    pull_policy: PullPolicy | None = None
-    limits: Limits = field(default_factory=Limits)
-    permissions: Permissions = field(default_factory=Permissions)
-    encrypted: bool = False
-    kbs_resource_path: str | None = None
-    hal_storage_path: str | None = None
-    depends_on: tuple[str, ...] = ()
-    run_if: str | None = None
-    workflow_id: str | None = None
-    job_id: str | None = None
-    schedule: str | None = None
-    timezone: str | None = None
-    is_recurring: bool = False
-    suspend: bool = False
-    concurrency_policy: str | None = None
-    starting_deadline_seconds: float | None = None
-    priority: int = 50
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    # Standalone only: `start` was not yet asked for (REST creates tasks that wait for POST .../start).
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One aspect of a status, with why and since when."""
-
-    type: str
-    status: bool
-    reason: str = ""
-    message: str = ""
-    last_transition_time: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class TaskStatus:
-    """What is so.
-
-    `attempt` numbers dispatches and only grows, over restarts of the run, too; `failures` counts the attempts of the
-    current run that failed or were lost. `not_before` delays the next dispatch (backoff).
-    """
-
-    phase: Phase = Phase.PENDING
-    proplet_id: str | None = None
-    attempt: int = 0
-    failures: int = 0
-    stop_requested: bool = False
-    dispatched_at: float = 0.0
-    started_at: float = 0.0
-    finished_at: float = 0.0
-    next_run: float = 0.0
-    not_before: float = 0.0
-    results: str | None = None
-    error: str | None = None
-    reason: Reason | None = None
-    message: str = ""  # why it is pending, for a person
-    exit_code: int | None = None
-    resolved_image: str | None = None
-    usage: Usage | None = None
-    broadcast_results: tuple[Mapping[str, Any], ...] = ()
-    conditions: tuple[Condition, ...] = ()
-    observed_generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A unit of work."""
-
-    meta: Meta
-    spec: TaskSpec = field(default_factory=TaskSpec)
-    status: TaskStatus = field(default_factory=TaskStatus)
-    kind: Kind = field(default=Kind.TASK, init=False)
-
-    @property
-    def id(self) -> str:
-        """The id it has on the wire and in the REST API: its uid, as the reference's operator does."""
-        return self.meta.uid
-
-
-class PropletPhase(Enum):
-    """The reference's phases of a proplet."""
-
-    INITIALIZING = "Initializing"
-    RUNNING = "Running"
-    OFFLINE = "Offline"
-
-
-@dataclass(frozen=True, slots=True)
-class PropletSpec:
-    """A device as declared. Standalone, one that announces itself gets a record with an empty spec."""
-
-    type: str = "external"
-    device_type: str | None = None
-    capabilities: tuple[str, ...] = ()
-    resources: Resources = field(default_factory=Resources)
-    connection: Mapping[str, Any] = field(default_factory=dict)
-    k8s: Mapping[str, Any] = field(default_factory=dict)
-    declared: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class PropletStatus:
-    """What is known of a device. `proplet_id` on the wire is the record's name unless its connection says otherwise.
-
-    Heartbeats live in memory (`registry`); only changes of phase and description are written.
-    """
-
-    phase: PropletPhase = PropletPhase.INITIALIZING
-    last_seen: float = 0.0
-    metadata: Metadata | None = None
-    extensions: tuple[str, ...] = ()  # topics it announced: own, inventory, logs, progress
-    encodings: tuple[str, ...] = ()
-    conditions: tuple[Condition, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Proplet:
-    """A device that runs tasks."""
-
-    meta: Meta
-    spec: PropletSpec = field(default_factory=PropletSpec)
-    status: PropletStatus = field(default_factory=PropletStatus)
-    kind: Kind = field(default=Kind.PROPLET, init=False)
-
-    @property
-    def id(self) -> str:
-        """The id it has on the wire."""
-        connection = self.spec.connection
-        return str(connection.get("clientId") or connection.get("entityId") or self.meta.name)
-
-
-Resource = Task | Proplet
+RESOURCES: Final[Mapping[Kind, type[Resource]]] = {
+    Kind.TASK: Task,
+    Kind.PROPLET: Proplet,
+    Kind.JOB: PropellerJob,
+    Kind.FEDERATED_JOB: FederatedJob,
+    Kind.ROUND: TrainingRound,
+}
+# The kinds that consist of other resources.
+WORKS: Final = (Kind.JOB, Kind.FEDERATED_JOB, Kind.ROUND)

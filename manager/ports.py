@@ -97,6 +97,7 @@ class Store(Protocol):
     async def delete(self, kind: Kind, key: Key, version: int | None = None) -> Resource:
         """Remove it, if still at `version` where one is given; return its last state.
 
+        One with finalizers stays and is marked (`meta.deleted_at`); the put that removes the last of them removes it.
         Raises NotFoundError, ConflictError.
         """
         ...
@@ -174,6 +175,14 @@ class Control(Protocol):
 
     def task_logs(self, uid: str) -> Sequence[LogLines]:
         """Return a task's last output lines as its proplet sent them, oldest first; bounded, in memory."""
+        ...
+
+
+class EventSink(Protocol):
+    """Where a person is told what happened to a resource (Kubernetes' Events)."""
+
+    def emit(self, resource: Resource, reason: str, message: str, *, warning: bool = False) -> None:
+        """Tell it; never blocks, never fails. `reason` is a word in camel case, `message` a sentence."""
         ...
 
 

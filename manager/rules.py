@@ -1,4 +1,4 @@
-"""The rules that a Task or Proplet must keep, once, as a list; what the shapes of its values cannot say.
+"""The rules that resources must keep, once, as a list; what the shapes of its values cannot say.
 
 The custom resource definitions' rules are held to this list by the corpus in tests/manifests.
 """
@@ -6,10 +6,11 @@ The custom resource definitions' rules are held to this list by the corpus in te
 import re
 from typing import Final
 
-from proplet.manager.model import Meta, Resource
+from proplet.manager.model import Meta, PropellerJob, Resource
 from proplet.manager.reading import Problem
 from proplet.manager.rules_proplet import PROPLET_RULES
 from proplet.manager.rules_task import MODULE_GIVEN, TASK_RULES, frozen_changes, unsupported
+from proplet.manager.rules_work import WORK_RULES, check_tasks
 
 __all__ = ["MODULE_GIVEN", "RULES", "check", "check_meta", "frozen_changes", "unsupported"]
 
@@ -18,7 +19,7 @@ _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _ANNOTATION_BYTES: Final = 256 * 1024
 
-RULES: Final = TASK_RULES + PROPLET_RULES
+RULES: Final = TASK_RULES + PROPLET_RULES + WORK_RULES
 
 
 def check(resource: Resource, *, ignoring: str = "") -> list[Problem]:
@@ -32,6 +33,8 @@ def check(resource: Resource, *, ignoring: str = "") -> list[Problem]:
         for rule in RULES
         if rule.kind is resource.kind and rule.name != ignoring and rule.broken(resource)
     ]
+    if isinstance(resource, PropellerJob):
+        problems += check_tasks(resource)
     return problems
 
 

@@ -13,6 +13,7 @@ _CRON_FIELD: Final = re.compile(r"[0-9A-Za-z*/,?#-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 MODULE_GIVEN: Final = "a module is given"
+DEPENDENCIES_HAVE_A_GROUP: Final = "dependencies have a group"
 WASM_MAGIC: Final = b"\0asm"
 _COMPONENT: Final = b"\x0d\x00\x01\x00"
 _METADATA_CHARACTERS: Final = 1024 * 1024
@@ -103,7 +104,7 @@ TASK_RULES: Final = (
     ),
     _spec("schedule is cron", "spec.schedule", _bad_schedule, "must have cron's five fields, such as */5 * * * *"),
     _spec(
-        "dependencies have a group",
+        DEPENDENCIES_HAVE_A_GROUP,
         "spec.workflowId",
         lambda s: bool(s.depends_on) and not (s.workflow_id or s.job_id),
         "workflowId or jobId is required beside dependsOn",

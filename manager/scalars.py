@@ -163,6 +163,7 @@ CPU = Plain(_cpu, quantity.format_cpu)
 SECONDS = Plain(_seconds, quantity.format_duration)
 QUANTITY_TEXT = Plain(_quantity_text)
 OBJECT = Plain(_json_object, _json)
+ANY = Plain(_json, _json)
 
 
 def choice(kind: type[Enum]) -> Plain:

@@ -60,7 +60,8 @@ class MapOf:
 class Field:
     """One field: the attribute of the model, its shape, and its names where they are not the attribute's own.
 
-    `names` are the manifest's, the first is written (with `both`, all are); `rest` is REST's, "" where it has none.
+    `names` are the manifest's, the first is written (with `both`, all are); `rest` is REST's, "" where it has none. One
+    that is `shown` is written in manifests also at its default: others read it.
     """
 
     attribute: str
@@ -68,6 +69,7 @@ class Field:
     names: tuple[str, ...] = ()
     rest: str | None = None
     both: bool = False
+    shown: bool = False
 
     def spellings(self, style: Style) -> tuple[str, ...]:
         """The names a reader accepts; the first is the one written."""
@@ -130,7 +132,8 @@ class Record:
         for entry in self.fields:
             item = getattr(value, entry.attribute)
             names = entry.spellings(style)
-            if names and not (entry.attribute in defaults and item == defaults[entry.attribute]):
+            shown = entry.shown and style is Style.MANIFEST
+            if names and (shown or not (entry.attribute in defaults and item == defaults[entry.attribute])):
                 for name in names if entry.both else names[:1]:
                     out[name] = entry.shape.write(item, style) if item is not None else None
         return out

@@ -1,22 +1,28 @@
-"""Resources as the compact JSON that the SQLite store keeps: only what is not the default, and no module bytes.
+"""Resources as the compact JSON that the SQLite store keeps: only what is not the default, and no Task's module.
 
 Reading costs by what is there and not by what could be, and what is at its default is one shared object: a node reads
 some thousand Tasks when it starts, and keeps them.
 """
 
+import base64
 import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from typing import Any
 
-from proplet.manager.model import Kind, PropletSpec, PropletStatus, TaskSpec, TaskStatus
+from proplet.manager.model import RESOURCES, Kind, TaskSpec
 
-SPECS: Mapping[Kind, type] = {Kind.TASK: TaskSpec, Kind.PROPLET: PropletSpec}
-STATUSES: Mapping[Kind, type] = {Kind.TASK: TaskStatus, Kind.PROPLET: PropletStatus}
+
+def _part(name: str) -> Mapping[Kind, type]:
+    return {kind: typing.get_type_hints(resource)[name] for kind, resource in RESOURCES.items()}
+
+
+SPECS: Mapping[Kind, type] = _part("spec")
+STATUSES: Mapping[Kind, type] = _part("status")
 
 Reader = Callable[[Any], Any]
 
@@ -29,6 +35,8 @@ def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
 def _terse(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
     if isinstance(value, (tuple, list)):
         return [_terse(item) for item in value]
     if isinstance(value, Mapping):
@@ -37,14 +45,16 @@ def _terse(value: Any) -> Any:
         out = {}
         for name, default in _defaults(type(value)):  # type: ignore[arg-type]
             item = getattr(value, name)
-            if item != default and not isinstance(item, bytes):
+            if item != default:
                 out[name] = _terse(item)
         return out
     return value
 
 
 def dump(value: Any) -> str:
-    """Return a spec or a status as JSON; `file` is left out, it is kept by its digest."""
+    """Return a spec or a status as JSON; a Task's `file` is left out, it is kept by its digest."""
+    if isinstance(value, TaskSpec) and value.file:
+        value = replace(value, file=b"")
     return json.dumps(_terse(value), separators=(",", ":"))
 
 
@@ -86,8 +96,10 @@ def _reader(hint: Any) -> Reader:
     """How a type is read; a type that is not known here is a mistake in `model` that the first test finds."""
     if hint is Any:
         return lambda value: value
-    if hint in (str, bool, int, bytes):
+    if hint in (str, bool, int):
         return _exactly(hint)
+    if hint is bytes:
+        return base64.b64decode
     if hint is float:
         return float
     origin, args = typing.get_origin(hint), typing.get_args(hint)

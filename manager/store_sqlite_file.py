@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from proplet.manager import store_codec
-from proplet.manager.model import Kind, Meta, Proplet, Resource, Task
+from proplet.manager.model import RESOURCES, Kind, Meta, Resource, Task
 from proplet.manager.ports import ChangeType, StoreError, StoreUnavailableError
 from proplet.manager.store_table import Place, Record, Table, Write
 
@@ -177,10 +177,8 @@ class StoreFile:
             version=version,
         )
         state = store_codec.load(store_codec.STATUSES[kind], status)
-        if kind is Kind.PROPLET:
-            return Proplet(meta, store_codec.load(store_codec.SPECS[kind], spec_text), state)
-        module = b"" if file is None else self.modules[file]
-        return Task(meta, store_codec.load(store_codec.SPECS[kind], spec_text, file=module), state)
+        given = {"file": b"" if file is None else self.modules[file]} if kind is Kind.TASK else {}
+        return RESOURCES[kind](meta, store_codec.load(store_codec.SPECS[kind], spec_text, **given), state)
 
     def commit(self, writes: Sequence[Write]) -> None:
         """Make changes durable, all or none.
@@ -223,7 +221,7 @@ class StoreFile:
             step.following += 1
             step.rows[place] = row
             head = (row.id, resource.kind.value, meta.namespace, meta.name, meta.uid, meta.created_at, meta.generation)
-            body = (_labels(meta), store_codec.dump(resource.spec), row.file)
+            body = (_meta(meta), store_codec.dump(resource.spec), row.file)
             db.execute("INSERT INTO resources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*head, *body))
             state = (row.id, meta.version, meta.updated_at, store_codec.dump(resource.status))
             db.execute("INSERT INTO states VALUES (?, ?, ?, ?)", state)
@@ -245,7 +243,7 @@ class StoreFile:
             step.rows[place] = row = _Row(row.id, self._keep(resource, step))
             db.execute(
                 "UPDATE resources SET generation = ?, meta = ?, spec = ?, file = ? WHERE id = ?",
-                (meta.generation, _labels(meta), store_codec.dump(resource.spec), row.file, row.id),
+                (meta.generation, _meta(meta), store_codec.dump(resource.spec), row.file, row.id),
             )
             db.execute(
                 "UPDATE states SET version = ?, updated_at = ? WHERE id = ?", (meta.version, meta.updated_at, row.id)
@@ -270,8 +268,16 @@ class StoreFile:
             os.close(self._lock)
 
 
-def _labels(meta: Meta) -> str:
-    return store_codec.dump(Meta("", labels=meta.labels, annotations=meta.annotations))
+def _meta(meta: Meta) -> str:
+    kept = Meta(
+        "",
+        labels=meta.labels,
+        annotations=meta.annotations,
+        owner=meta.owner,
+        finalizers=meta.finalizers,
+        deleted_at=meta.deleted_at,
+    )
+    return store_codec.dump(kept)
 
 
 def _lock(path: Path) -> int:

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
-from proplet.manager.model import Key, Kind, Resource
+from proplet.manager.model import Key, Kind, Meta, Resource
 from proplet.manager.ports import AlreadyExistsError, Change, ChangeType, ConflictError, NotFoundError
 
 Place = tuple[Kind, Key]
@@ -131,7 +131,7 @@ class Draft:
             case Record(resource):
                 return self._record(operation, resource, now)
             case Delete(kind, key, version):
-                return self._delete(operation, kind, key, version)
+                return self._delete(operation, kind, key, version, now)
 
     def _peek(self, place: Place) -> Resource | None:
         return self._rows[place] if place in self._rows else self._table.peek(place)
@@ -160,16 +160,17 @@ class Draft:
 
     def _put(self, operation: Operation, given: Resource, now: float) -> tuple[Resource, Write | None]:
         current = self._current((given.kind, given.meta.key), given.meta.version)
+        if current.meta.deleted_at and not given.meta.finalizers:
+            return self._gone(operation, current)
         respecified = given.spec != current.spec
-        if not respecified and (given.meta.labels, given.meta.annotations) == (
-            current.meta.labels,
-            current.meta.annotations,
-        ):
+        if not respecified and _ours(given.meta) == _ours(current.meta):
             return current, None
         meta = replace(
             current.meta,
             labels=given.meta.labels,
             annotations=given.meta.annotations,
+            owner=given.meta.owner,
+            finalizers=given.meta.finalizers,
             generation=current.meta.generation + respecified,
             updated_at=now,
             version=self.revision + 1,
@@ -183,10 +184,20 @@ class Draft:
         meta = replace(current.meta, updated_at=now, version=self.revision + 1)
         return self._keep(operation, ChangeType.MODIFIED, _with(current, meta=meta, status=given.status), current)
 
-    def _delete(self, operation: Operation, kind: Kind, key: Key, version: int | None) -> tuple[Resource, Write]:
+    def _delete(
+        self, operation: Operation, kind: Kind, key: Key, version: int | None, now: float
+    ) -> tuple[Resource, Write | None]:
         current = self._current((kind, key), version)
-        self._rows[kind, key] = None
-        self._uids[kind, current.meta.uid] = False
+        if not current.meta.finalizers:
+            return self._gone(operation, current)
+        if current.meta.deleted_at:
+            return current, None
+        meta = replace(current.meta, deleted_at=now, updated_at=now, version=self.revision + 1)
+        return self._keep(operation, ChangeType.MODIFIED, _with(current, meta=meta), current)
+
+    def _gone(self, operation: Operation, current: Resource) -> tuple[Resource, Write]:
+        self._rows[current.kind, current.meta.key] = None
+        self._uids[current.kind, current.meta.uid] = False
         self.revision += 1
         return current, Write(operation, Change(ChangeType.DELETED, current, self.revision), current)
 
@@ -200,6 +211,11 @@ class Draft:
 
 def _with(resource: Resource, **parts: Any) -> Resource:
     return replace(resource, **parts)
+
+
+def _ours(meta: Meta) -> tuple[Any, ...]:
+    """What a put may change."""
+    return meta.labels, meta.annotations, meta.owner, meta.finalizers
 
 
 def missing(kind: Kind, name: str) -> NotFoundError:

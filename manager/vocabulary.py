@@ -1,7 +1,8 @@
 """The one vocabulary of Tasks and Proplets, as literal tables: attribute, shape, spelling in manifests and in REST.
 
-Where no name is given, the manifest has the attribute's name in camel case and REST the attribute's name itself.
-Source of the names: both eras of the reference's custom resources and of its HTTP API; ours beside them.
+Where no name is given, the manifest has the attribute's name in camel case and REST the attribute's name itself. Jobs
+and rounds have theirs in `vocabulary_work`. Source of the names: both eras of the reference's custom resources and of
+its HTTP API; ours beside them.
 """
 
 from typing import Final
@@ -179,8 +180,7 @@ TASK_STATUS: Final = Record(
     model.TaskStatus,
     (
         Field("phase", choice(Phase)),
-        # assignedProplet is the reference's name and the one its printer columns show.
-        Field("proplet_id", TEXT, ("propletId", "assignedProplet"), "", both=True),
+        Field("proplet_id", TEXT, rest=""),
         Field("attempt", WHOLE, ("attempts",), "attempts"),
         Field("failures", WHOLE),
         Field("stop_requested", FLAG),
@@ -199,6 +199,8 @@ TASK_STATUS: Final = Record(
         Field("broadcast_results", Sequence(BROADCAST_RESULT)),
         Field("conditions", CONDITIONS),
         Field("observed_generation", WHOLE),
+        # The reference's name, which its printer columns show; the name of the Proplet resource.
+        Field("assigned_proplet", TEXT, rest=""),
     ),
 )
 
@@ -222,11 +224,50 @@ CONNECTION: Final = Keyed(
     }
 )
 
+# What a proplet of type k8s is told through its pod's environment: field by variable.
+K8S_ENVIRONMENT: Final = {
+    "livelinessInterval": ("PROPLET_LIVELINESS_INTERVAL", TEXT),
+    "metricsInterval": ("PROPLET_METRICS_INTERVAL", TEXT),
+    "metricsPort": ("PROPLET_METRICS_PORT", WHOLE),
+    "metricsEnabled": ("PROPLET_METRICS_ENABLED", FLAG),
+    "externalWasmRuntime": ("PROPLET_EXTERNAL_WASM_RUNTIME", TEXT),
+    "halEnabled": ("PROPLET_HAL_ENABLED", FLAG),
+    "httpEnabled": ("PROPLET_HTTP_ENABLED", FLAG),
+    "usbEnabled": ("PROPLET_USB_ENABLED", FLAG),
+    "otelUrl": ("PROPLET_OTEL_URL", TEXT),
+    "traceRatio": ("PROPLET_TRACE_RATIO", TEXT),
+    "tags": ("PROPLET_TAGS", TEXT),
+    "location": ("PROPLET_LOCATION", TEXT),
+    "description": ("PROPLET_DESCRIPTION", TEXT),
+    "kbsUri": ("PROPLET_KBS_URI", TEXT),
+    "aaConfigPath": ("PROPLET_AA_CONFIG_PATH", TEXT),
+    "mqttTlsCaCert": ("PROPLET_MQTT_TLS_CA_CERT", TEXT),
+    "mqttTlsClientCert": ("PROPLET_MQTT_TLS_CLIENT_CERT", TEXT),
+    "mqttTlsClientKey": ("PROPLET_MQTT_TLS_CLIENT_KEY", TEXT),
+    "mqttTlsInsecureSkipVerify": ("PROPLET_MQTT_TLS_INSECURE_SKIP_VERIFY", FLAG),
+}
+K8S: Final = Keyed(
+    {
+        "image": TEXT,
+        "logLevel": TEXT,
+        "replicas": WHOLE,
+        "pluginDir": TEXT,
+        "env": Keyed({name: shape for name, (_, shape) in K8S_ENVIRONMENT.items()}),
+        # Beyond the reference: how the image is had, as whom the pod runs, and the identities of more than one replica.
+        "imagePullPolicy": TEXT,
+        "imagePullSecrets": TEXTS,
+        "serviceAccountName": TEXT,
+        "nodeSelector": TEXT_MAP,
+        "identitiesSecretRef": Keyed({"name": TEXT}),
+        "tlsSecretRef": Keyed({"name": TEXT}),
+    }
+)
+
 PROPLET_SPEC: Final = Keyed(
     {
         "type": TEXT,
         "external": Keyed({"deviceType": TEXT, "capabilities": TEXTS}),
-        "k8s": Keyed({"image": TEXT, "logLevel": TEXT, "replicas": WHOLE, "pluginDir": TEXT, "env": OBJECT}),
+        "k8s": K8S,
         "resources": ResourceList(),
         "connectionConfig": CONNECTION,
         # Only on a standalone node: false for a proplet that announced itself.
@@ -251,6 +292,24 @@ PROPLET_METADATA: Final = Record(
     ),
 )
 
+REPLICAS: Final = Record(
+    model.Replicas,
+    (
+        Field("ready", WHOLE, ("readyReplicas",), shown=True),
+        Field("available", WHOLE, ("availableReplicas",), shown=True),
+    ),
+)
+
+DEVICE_METRICS: Final = Record(
+    model.DeviceMetrics,
+    (
+        Field("timestamp", MOMENT),
+        Field("cpu_milli_percent", WHOLE),
+        Field("memory_milli_percent", WHOLE),
+        Field("memory_bytes", WHOLE),
+    ),
+)
+
 PROPLET_STATUS: Final = Record(
     model.PropletStatus,
     (
@@ -260,5 +319,11 @@ PROPLET_STATUS: Final = Record(
         Field("extensions", TEXTS),
         Field("encodings", TEXTS),
         Field("conditions", CONDITIONS),
+        Field("alive", FLAG, shown=True),
+        Field("task_count", WHOLE, shown=True),
+        Field("available_resources", RESOURCES),
+        Field("replicas", REPLICAS, ("k8sStatus",)),
+        Field("latest_metrics", DEVICE_METRICS),
+        Field("observed_generation", WHOLE),
     ),
 )

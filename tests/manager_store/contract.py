@@ -16,19 +16,37 @@ import pytest
 
 from proplet.agent.wire import Limits, Metadata, MonitoringProfile, Reason, RestartPolicy, Usage
 from proplet.manager.model import (
+    Aggregator,
     Condition,
+    ExecutionMode,
+    FederatedJob,
+    FederatedSpec,
+    FederatedStatus,
+    JobReference,
+    JobSpec,
+    JobStatus,
     Key,
     Kind,
     Meta,
+    Owner,
+    Participant,
+    ParticipantStatus,
+    Participation,
+    PropellerJob,
     Proplet,
     PropletPhase,
     PropletSelector,
     PropletSpec,
     PropletStatus,
     Resources,
+    Rounds,
+    RoundSpec,
+    RoundStatus,
     Task,
     TaskSpec,
     TaskStatus,
+    TrainingRound,
+    WorkPhase,
 )
 from proplet.manager.phases import Phase
 from proplet.manager.ports import (
@@ -94,6 +112,63 @@ FULL_PROPLET = Proplet(
     ),
     PropletStatus(
         PropletPhase.RUNNING, 12.5, Metadata(tags=("a", "b"), total_memory_bytes=2**33), ("own", "logs"), ("cbor",)
+    ),
+)
+
+FULL_JOB = PropellerJob(
+    Meta("job", "lab"),
+    JobSpec(
+        name="both",
+        execution_mode=ExecutionMode.SEQUENTIAL,
+        tasks=(TaskSpec(name="one", file=MODULE, inputs=("1",)), TaskSpec(name="two", image_url="localhost:5000/m:1")),
+        task_refs=("other",),
+    ),
+    JobStatus(WorkPhase.FAILED, 1.5, 2.5, 3, 1, 1, 0, 1, (Condition("Failed", True, "TaskFailed", "one", 2.5),), 4),
+)
+FULL_FEDERATED_JOB = FederatedJob(
+    Meta("learn", "lab"),
+    FederatedSpec(
+        experiment_id="e",
+        model_ref="localhost:5000/model:1",
+        task_wasm_image="localhost:5000/client:1",
+        participants=(Participant("a"), Participant("b")),
+        hyperparams={"lr": 0.5},
+        k_of_n=1,
+        timeout_seconds=30,
+        rounds=Rounds(5, "x"),
+        aggregator=Aggregator("fedavg", {"a": [1]}),
+    ),
+    FederatedStatus(
+        phase=WorkPhase.RUNNING,
+        current_round=2,
+        completed_rounds=1,
+        participants=(ParticipantStatus("a", "completed", 1.5),),
+        aggregated_model_ref="m",
+        aggregate={"format": "json-f64", "update_b64": "WzFd"},
+        start_time=1.5,
+    ),
+)
+FULL_ROUND = TrainingRound(
+    Meta("round-2-learn", "lab"),
+    RoundSpec(
+        round_id="round-2",
+        federated_job=JobReference("learn"),
+        model_ref="m",
+        task_wasm_image="localhost:5000/client:1",
+        participants=("a", "b"),
+        hyperparams={"lr": 0.5},
+        k_of_n=1,
+        timeout_seconds=30,
+        global_update={"format": "json-f64", "update_b64": "WzFd"},
+    ),
+    RoundStatus(
+        phase=WorkPhase.COMPLETED,
+        start_time=1.5,
+        end_time=2.5,
+        participants=(Participation("a", {"name": "round-2-learn-a"}, "completed", update_received=True),),
+        updates_received=1,
+        updates_required=1,
+        aggregate={"format": "json-f64", "update_b64": "WzFd"},
     ),
 )
 
@@ -411,3 +486,42 @@ class StoreContract:
                 await collect(store, Kind.TASK, since, 1)
             made = await store.create(task())
             assert (await collect(store, Kind.TASK, since, 1))[0].resource == made
+
+    async def test_every_kind_is_kept_with_everything_it_says(self, open_store: OpenStore) -> None:
+        for given in (FULL_JOB, FULL_FEDERATED_JOB, FULL_ROUND):
+            async with open_store() as store:
+                made = await store.create(replace(given, status=type(given.status)()))
+                kept = await store.record(replace(made, status=given.status))
+                assert (kept.spec, kept.status) == (given.spec, given.status)
+                assert await store.get(given.kind, given.meta.key) == kept
+                assert (await store.list(given.kind)).items == (kept,)
+
+    async def test_an_owner_is_kept(self, open_store: OpenStore) -> None:
+        async with open_store() as store:
+            owner = Owner("PropellerJob", "job", "1b5a", controller=True)
+            made = await store.create(replace(task(), meta=Meta("addition", owner=owner)))
+            assert made.meta.owner == owner
+            assert (await store.get(Kind.TASK, Key("addition"))).meta.owner == owner
+
+    async def test_a_deleted_resource_stays_until_its_last_finalizer_is_gone(self, open_store: OpenStore) -> None:
+        async with open_store() as store:
+            made = await store.create(task())
+            held = await store.put(
+                replace(made, meta=replace(made.meta, finalizers=("example.org/one", "example.org/two")))
+            )
+            since = held.meta.version
+            assert not held.meta.deleted_at
+            marked = await store.delete(Kind.TASK, Key("addition"))
+            assert marked.meta.deleted_at
+            assert (await store.delete(Kind.TASK, Key("addition"))).meta.version == marked.meta.version
+            one = await store.put(replace(marked, meta=replace(marked.meta, finalizers=("example.org/two",))))
+            assert one.meta.deleted_at == marked.meta.deleted_at
+            await store.put(replace(one, meta=replace(one.meta, finalizers=())))
+            with pytest.raises(NotFoundError):
+                await store.get(Kind.TASK, Key("addition"))
+            changes = await collect(store, Kind.TASK, since, 3)
+            assert [change.type for change in changes] == [
+                ChangeType.MODIFIED,
+                ChangeType.MODIFIED,
+                ChangeType.DELETED,
+            ]

@@ -1,4 +1,4 @@
-"""Any Task and any Proplet, with all their fields."""
+"""Any resource of any kind, with all its fields."""
 
 from hypothesis import strategies as st
 
@@ -14,17 +14,37 @@ from proplet.agent.wire import (
     Usage,
 )
 from proplet.manager.model import (
+    Aggregator,
     Condition,
+    DeviceMetrics,
+    ExecutionMode,
+    FederatedJob,
+    FederatedSpec,
+    FederatedStatus,
+    JobReference,
+    JobSpec,
+    JobStatus,
     Meta,
+    Owner,
+    Participant,
+    ParticipantStatus,
+    Participation,
+    PropellerJob,
     Proplet,
     PropletPhase,
     PropletSelector,
     PropletSpec,
     PropletStatus,
+    Replicas,
     Resources,
+    Rounds,
+    RoundSpec,
+    RoundStatus,
     Task,
     TaskSpec,
     TaskStatus,
+    TrainingRound,
+    WorkPhase,
 )
 from proplet.manager.phases import Phase
 
@@ -75,6 +95,9 @@ metas = st.builds(
     updated_at=moments,
     generation=st.integers(1, 9),
     version=st.integers(0, 2**53),
+    owner=optional(st.builds(Owner, word, word, word, st.booleans(), st.sampled_from(["", "apps/v1"]))),
+    finalizers=st.lists(word, max_size=2).map(tuple),
+    deleted_at=moments,
 )
 task_specs = st.builds(
     TaskSpec,
@@ -158,8 +181,12 @@ task_statuses = st.builds(
     broadcast_results=st.lists(broadcast_entries, max_size=2).map(tuple),
     conditions=conditions,
     observed_generation=counts,
+    assigned_proplet=optional(text),
 )
 tasks = st.builds(Task, metas, task_specs, task_statuses)
+pod_environments = st.fixed_dictionaries(
+    {}, optional={"tags": text, "metricsPort": st.integers(1, 65535), "halEnabled": st.booleans()}
+)
 connections = st.just({}) | st.fixed_dictionaries(
     {"channelId": word},
     optional={"clientId": word, "apiKeySecretRef": st.just({"name": "n", "key": "k"}), "mqttQos": st.integers(0, 2)},
@@ -175,7 +202,7 @@ proplets = st.builds(
         resources=st.builds(Resources, cpus, optional(counts), st.just({}) | st.just({"gpu": "2"})),
         connection=connections,
         k8s=st.just({})
-        | st.fixed_dictionaries({"image": word}, optional={"replicas": st.integers(0, 9), "env": objects}),
+        | st.fixed_dictionaries({"image": word}, optional={"replicas": st.integers(0, 9), "env": pod_environments}),
         declared=st.booleans(),
     ),
     st.builds(
@@ -186,5 +213,97 @@ proplets = st.builds(
         extensions=texts,
         encodings=texts,
         conditions=conditions,
+        alive=st.booleans(),
+        task_count=counts,
+        available_resources=optional(st.builds(Resources, cpus, optional(counts), st.just({}))),
+        replicas=optional(st.builds(Replicas, st.integers(0, 100), st.integers(0, 100))),
+        latest_metrics=optional(st.builds(DeviceMetrics, moments, counts, counts, counts)),
+        observed_generation=counts,
     ),
 )
+phases = st.sampled_from(WorkPhase)
+jobs = st.builds(
+    PropellerJob,
+    metas,
+    st.builds(
+        JobSpec,
+        name=text,
+        execution_mode=st.sampled_from(ExecutionMode),
+        tasks=st.lists(task_specs, max_size=2).map(tuple),
+        task_refs=texts,
+    ),
+    st.builds(
+        JobStatus,
+        phase=phases,
+        start_time=moments,
+        finish_time=moments,
+        task_count=counts,
+        completed_count=counts,
+        failed_count=counts,
+        skipped_count=counts,
+        interrupted_count=counts,
+        conditions=conditions,
+        observed_generation=counts,
+    ),
+)
+federated_jobs = st.builds(
+    FederatedJob,
+    metas,
+    st.builds(
+        FederatedSpec,
+        experiment_id=text,
+        model_ref=text,
+        task_wasm_image=text,
+        participants=st.lists(st.builds(Participant, text), max_size=3).map(tuple),
+        hyperparams=json,
+        k_of_n=counts,
+        timeout_seconds=counts,
+        rounds=st.builds(Rounds, counts, text),
+        aggregator=st.builds(Aggregator, text, json),
+    ),
+    st.builds(
+        FederatedStatus,
+        phase=phases,
+        current_round=counts,
+        completed_rounds=counts,
+        participants=st.lists(st.builds(ParticipantStatus, text, text, moments), max_size=2).map(tuple),
+        aggregated_model_ref=optional(text),
+        aggregate=optional(objects),
+        start_time=moments,
+        finish_time=moments,
+        conditions=conditions,
+        observed_generation=counts,
+    ),
+)
+rounds = st.builds(
+    TrainingRound,
+    metas,
+    st.builds(
+        RoundSpec,
+        round_id=text,
+        federated_job=st.builds(JobReference, text),
+        model_ref=text,
+        task_wasm_image=text,
+        participants=texts,
+        hyperparams=json,
+        k_of_n=counts,
+        timeout_seconds=counts,
+        algorithm=text,
+        experiment_id=text,
+        global_update=optional(objects),
+    ),
+    st.builds(
+        RoundStatus,
+        phase=phases,
+        start_time=moments,
+        end_time=moments,
+        participants=st.lists(st.builds(Participation, text, objects, text, st.booleans()), max_size=2).map(tuple),
+        updates_received=counts,
+        updates_required=counts,
+        aggregated_model_ref=optional(text),
+        aggregate=optional(objects),
+        conditions=conditions,
+        observed_generation=counts,
+    ),
+)
+resources = tasks | proplets | jobs | federated_jobs | rounds

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from proplet.manager import manifest, rules
-from proplet.manager.model import Meta, TaskSpec
+from proplet.manager.model import Meta, Task, TaskSpec
 
 HERE = Path(__file__).parent
 SAMPLES = Path(manifest.__file__).parent.parent / "crds" / "samples"
@@ -14,7 +14,7 @@ ACCEPT = sorted((HERE / "accept").iterdir())
 REFUSE = sorted((HERE / "refuse").iterdir())
 MARK = "refused"
 # The one rule whose example is too large for a file.
-TOO_MUCH_METADATA = manifest.Task(Meta("x"), TaskSpec("main", image_url="x", metadata={"x": "y" * 1024 * 1024}))
+TOO_MUCH_METADATA = Task(Meta("x"), TaskSpec("main", image_url="x", metadata={"x": "y" * 1024 * 1024}))
 
 
 def reason(text: str) -> str:
@@ -39,7 +39,7 @@ def test_a_manifest_to_accept_is_taken_and_survives_being_written(path: Path) ->
 @pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_a_sample_is_taken_and_asks_for_nothing_that_cannot_run(path: Path) -> None:
     for resource in manifest.parse_documents(path.read_text(), path.name):
-        if isinstance(resource, manifest.Task):
+        if isinstance(resource, Task):
             assert rules.unsupported(resource) is None
 
 
@@ -83,14 +83,14 @@ def test_all_mistakes_of_all_documents_are_told_at_once() -> None:
 def test_what_only_a_store_assigns_is_read_over_in_a_users_manifest() -> None:
     (resource,) = manifest.parse_documents((HERE / "accept" / "kubernetes-list-as-exported.json").read_text())
     assert (resource.meta.uid, resource.meta.version, resource.meta.generation) == ("", 0, 1)
-    assert isinstance(resource, manifest.Task)
+    assert isinstance(resource, Task)
     assert resource == dataclasses.replace(resource, status=type(resource.status)())
     assert resource.spec.inputs == ("😀",)
 
 
 def test_inputs_keep_their_text() -> None:
     (resource,) = manifest.parse_documents((HERE / "accept" / "task-any-scalar-input.yaml").read_text())
-    assert isinstance(resource, manifest.Task)
+    assert isinstance(resource, Task)
     assert resource.spec.inputs == (
         "10",
         "-1",

@@ -17,13 +17,13 @@ from tests.manifests import strategies
 
 
 @settings(max_examples=40)
-@given(strategies.tasks | strategies.proplets)
+@given(strategies.resources)
 def test_a_resource_is_the_same_after_its_manifest(resource: Resource) -> None:
     assert from_manifest(to_manifest(resource)) == resource
 
 
 @settings(max_examples=40)
-@given(strategies.tasks | strategies.proplets)
+@given(strategies.resources)
 def test_a_manifest_is_the_same_after_json_and_yaml(resource: Resource) -> None:
     plain = json.loads(json.dumps(to_manifest(resource)))
     assert from_manifest(plain) == resource
@@ -34,7 +34,7 @@ def test_a_manifest_is_the_same_after_json_and_yaml(resource: Resource) -> None:
 
 
 @settings(max_examples=40)
-@given(strategies.tasks | strategies.proplets)
+@given(strategies.resources)
 def test_a_resource_is_the_same_after_the_stores_json(resource: Resource) -> None:
     spec = store_codec.load(store_codec.SPECS[resource.kind], store_codec.dump(resource.spec))
     status = store_codec.load(store_codec.STATUSES[resource.kind], store_codec.dump(resource.status))
