@@ -22,7 +22,7 @@ test: $(VENV)/.ready-test ## run the tests against real servers (installs these 
 	@packaging/test-servers.sh servers
 	@$(BIN)/pytest -m "not systemd" $(ARGS)
 
-test-all: $(VENV)/.ready-test ## the same, and a Debian that boots with the service (root)
+test-all: $(VENV)/.ready-test ## the same, and a Debian that boots with the service (root); builds Kubernetes once
 	@packaging/test-servers.sh all
 	@$(BIN)/pytest $(ARGS)
 

@@ -1,11 +1,17 @@
 #!/bin/sh
 # Have the programs that the tests talk to: test-servers.sh servers|all
 #
-# `servers`: an MQTT broker with its clients and an OCI registry; `all`: also what boots a Debian under systemd. Missing
-# ones are installed on Debian and its relatives, as root or through a sudo that asks for no password; elsewhere one line
-# says how to get them and their tests are skipped. With CI set that is an error. The distribution's services of these
-# packages are neither started nor enabled; what was installed before is not touched.
+# `servers`: an MQTT broker with its clients and an OCI registry; `all`: also what boots a Debian under systemd, and a
+# Kubernetes API server, which is built (kubernetes-servers.sh). Missing ones are installed on Debian and its relatives,
+# as root or through a sudo that asks for no password; elsewhere one line says how to get them and their tests are
+# skipped. With CI set that is an error. The distribution's services of these packages are neither started nor enabled;
+# what was installed before is not touched.
 set -eu
+
+kubernetes=find
+[ "${1:-servers}" != all ] || kubernetes=build
+# It tells why it cannot.
+"$(dirname "$0")/kubernetes-servers.sh" "$kubernetes" >/dev/null || [ -z "${CI:-}" ] || exit 1
 
 missing=
 need() { # PROGRAM PACKAGE

@@ -1,11 +1,15 @@
 """Settings shared by every test."""
 
 import os
+import secrets
+from collections.abc import Iterator
 
 import pytest
 
 # Hypothesis: reproducible in CI, quick on a developer's machine.
 from hypothesis import HealthCheck, settings
+
+from tests.support.kubernetes import ApiServer, open_api_server
 
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -24,3 +28,34 @@ def _no_settings_of_the_developers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("PROPLET_", "MANAGER_", "PROXY_")):
             monkeypatch.delenv(name)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a Kubernetes API server."""
+    for item in items:
+        if {"api_server", "private_api_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("kubernetes")
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServer]:
+    """A Kubernetes API server for all tests; what is not in a namespace, a test removes itself."""
+    with open_api_server() as server:
+        yield server
+
+
+@pytest.fixture
+def private_api_server() -> Iterator[ApiServer]:
+    """A Kubernetes API server for one test, which may kill it."""
+    with open_api_server() as server:
+        yield server
+
+
+@pytest.fixture
+def namespace(api_server: ApiServer) -> Iterator[str]:
+    """A new namespace of `api_server`; removed with all that is in it."""
+    name = f"test-{secrets.token_hex(4)}"
+    api_server.create_namespace(name)
+    yield name
+    api_server.remove_namespace(name)
