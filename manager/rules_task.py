@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Final
 
+from proplet.manager import schedule
 from proplet.manager.model import Kind, Task, TaskSpec
 from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.reading import Rule, camel
 
-_CRON_FIELD: Final = re.compile(r"[0-9A-Za-z*/,?#-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 MODULE_GIVEN: Final = "a module is given"
@@ -31,11 +31,14 @@ def _not_positive(value: float | None) -> bool:
     return value is not None and value <= 0
 
 
-def _bad_schedule(spec: TaskSpec) -> bool:
-    parts = (spec.schedule or "").split()
-    if parts and parts[0].startswith(("TZ=", "CRON_TZ=")):
-        parts = parts[1:]
-    return spec.schedule is not None and (len(parts) != 5 or not all(_CRON_FIELD.fullmatch(part) for part in parts))
+def _bad_zone(spec: TaskSpec) -> bool:
+    inside = schedule.split(spec.schedule or "")[0]
+    return schedule.zone_of(spec.timezone or "") is None or schedule.zone_of(inside) is None
+
+
+def _two_zones(spec: TaskSpec) -> bool:
+    inside = schedule.split(spec.schedule or "")[0]
+    return bool(inside and spec.timezone and inside != spec.timezone)
 
 
 def _bad_secrets(spec: TaskSpec) -> bool:
@@ -102,7 +105,20 @@ TASK_RULES: Final = (
         lambda s: s.is_recurring and not s.schedule,
         "is required when isRecurring is true",
     ),
-    _spec("schedule is cron", "spec.schedule", _bad_schedule, "must have cron's five fields, such as */5 * * * *"),
+    _spec(
+        "schedule is cron",
+        "spec.schedule",
+        lambda s: s.schedule is not None and schedule.bad_fields(s.schedule) == schedule.NO_CRON,
+        schedule.NO_CRON,
+    ),
+    _spec(
+        "schedule comes",
+        "spec.schedule",
+        lambda s: s.schedule is not None and schedule.bad_fields(s.schedule) == schedule.NEVER,
+        schedule.NEVER,
+    ),
+    _spec("time zone is known", "spec.timezone", _bad_zone, schedule.NO_ZONE),
+    _spec("one time zone", "spec.schedule", _two_zones, schedule.TWO_ZONES),
     _spec(
         DEPENDENCIES_HAVE_A_GROUP,
         "spec.workflowId",
