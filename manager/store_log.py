@@ -35,6 +35,12 @@ class ChangeLog:
             self._scale.take(oldest.resource)
             self._floor = oldest.version
 
+    def reset(self, floor: int) -> None:
+        """Forget every change; those after version `floor` will be told. Followers who are behind it list again."""
+        self._changes.clear()
+        self._scale = Scale()
+        self._floor = max(self._floor, floor)
+
     def wake(self) -> None:
         """Tell the followers that there is more."""
         if self._more.statistics().tasks_waiting:

@@ -1,0 +1,173 @@
+"""How the API server is reached: from inside a pod or by a kubeconfig, and the sockets, which can be closed at once.
+
+The only module that imports the `kubernetes` client. It takes 18 MB and a quarter of a second, so it is imported when a
+cluster is configured and not before. Its typed models would take as much again: nothing here uses them.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from proplet.manager.ports import StoreUnavailableError
+
+# A peer that is gone without a word is noticed in 30 s, also by a watch, which only listens.
+_SOCKET_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 15),
+            ("TCP_KEEPINTVL", 5),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 30_000),
+        )
+        if hasattr(socket, name)
+    ),
+)
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class AccessError(StoreUnavailableError):
+    """It is not known how to reach a cluster: there is no usable kubeconfig, and this is no pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the cluster is: by a kubeconfig, and one of its contexts ("" is its current one).
+
+    Without either it is the service account in a pod, and elsewhere what `KUBECONFIG` or ~/.kube/config say.
+    """
+
+    kubeconfig: Path | None = None
+    context: str = ""
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether the pod's service account is used. Its token is read again every minute: Kubernetes rotates it."""
+        return self.kubeconfig is None and not self.context and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
+def pod_namespace() -> str | None:
+    """Return the namespace of the pod this runs in, None outside of one."""
+    try:
+        return _NAMESPACE_FILE.read_text().strip() or None
+    except OSError:
+        return None
+
+
+class Sockets:
+    """The open connections, to end what waits on one: closing is the only thing that a blocked read notices."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, Any] = {}  # by thread: the connection it used last
+        self.closed = False
+
+    def enter(self, connection: Any) -> None:
+        """The calling thread goes on with this connection."""
+        with self._lock:
+            if self.closed:
+                raise OSError("the connection to the API server is closed: the manager is stopping")
+            self._open[threading.get_ident()] = connection
+
+    def leave(self) -> None:
+        """The calling thread is done."""
+        with self._lock:
+            self._open.pop(threading.get_ident(), None)
+
+    def cut(self, thread: int) -> None:
+        """End whatever the thread `thread` waits for."""
+        with self._lock:
+            connection = self._open.get(thread)
+        if connection is not None:
+            _cut(connection)
+
+    def close(self) -> None:
+        """End what every thread waits for, for good."""
+        with self._lock:
+            self.closed = True
+            connections = list(self._open.values())
+        for connection in connections:
+            _cut(connection)
+
+
+def _cut(connection: Any) -> None:
+    opened = connection.sock
+    if opened is not None:
+        with suppress(OSError):  # it was closed meanwhile
+            # The base's method: an SSLSocket's own takes the session away from under the thread that reads.
+            socket.socket.shutdown(opened, socket.SHUT_RDWR)
+
+
+def make_client(access: Access, sockets: Sockets, connections: int) -> Any:
+    """Return the `ApiClient` for a cluster, with a pool of `connections`; its connections are told to `sockets`.
+
+    Raises:
+        AccessError: it is not known how to reach a cluster.
+    """
+    from kubernetes import client
+    from kubernetes import config as kubernetes_config
+
+    config: Any = kubernetes_config  # it has no types
+
+    configuration = client.Configuration()
+    try:
+        if access.in_cluster:
+            config.load_incluster_config(configuration)
+        else:
+            config.load_kube_config(
+                str(access.kubeconfig) if access.kubeconfig else None,
+                access.context or None,
+                configuration,
+                persist_config=False,
+            )
+    except (config.ConfigException, OSError, ValueError, TypeError) as error:
+        where = "the pod's service account" if access.in_cluster else str(access.kubeconfig or "the kubeconfig")
+        raise AccessError(f"{where} does not say how to reach a cluster: {error}") from error
+    configuration.connection_pool_maxsize = connections
+    configuration.retries = False  # who calls knows what may be done twice
+    configuration.socket_options = list(_SOCKET_OPTIONS)
+    api = client.ApiClient(configuration)
+    _track(api.rest_client.pool_manager, sockets)
+    return api
+
+
+def _track(manager: Any, sockets: Sockets) -> None:
+    """Make the pools of a urllib3 PoolManager tell `sockets` which thread uses which connection."""
+    pools: dict[str, Any] = {}
+    for scheme, pool in manager.pool_classes_by_scheme.items():
+
+        class Tracked(pool.ConnectionCls):  # type: ignore[name-defined, misc]
+            def connect(self) -> None:
+                sockets.enter(self)
+                super().connect()
+
+            def request(self, *args: Any, **kwargs: Any) -> None:
+                sockets.enter(self)
+                super().request(*args, **kwargs)
+
+        pools[scheme] = type(f"Tracked{pool.__name__}", (pool,), {"ConnectionCls": Tracked})
+    manager.pool_classes_by_scheme = pools
+
+
+@contextmanager
+def reaching(what: str) -> Iterator[None]:
+    """Turn what the client and its transport raise into StoreUnavailableError."""
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (ApiException, ConfigException, HTTPError, OSError, ValueError) as error:
+        raise StoreUnavailableError(f"{what}: the API server cannot be reached: {_plain(error)}") from error
+
+
+def _plain(error: BaseException) -> str:
+    return str(getattr(error, "reason", None) or error).replace("\n", ": ")
