@@ -64,9 +64,9 @@ class ApiServer:
         self._directory = directory
         directory.mkdir(parents=True)
         self._certificates = make_certificates(directory / "certificates")
-        _openssl(
-            "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", directory / "accounts.key"
-        )
+        accounts = directory / "accounts.key"
+        _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", accounts)
+        _openssl("pkey", "-in", accounts, "-pubout", "-out", accounts.with_suffix(".pub"))
         self.ca_file = self._certificates / "ca.pem"
         self.port, self._etcd_port, self._peer_port = free_port(), free_port(), free_port()
         self.url = f"https://127.0.0.1:{self.port}"
@@ -172,17 +172,20 @@ class ApiServer:
         self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
 
     def remove_namespace(self, name: str) -> None:
-        """Delete a namespace with all that is in it, whatever finalizers that has."""
-        namespace = self.call("DELETE", f"/api/v1/namespaces/{name}")
-        for path in self._namespaced(name):
-            if not self.call("GET", f"{path}?limit=1")["items"]:
+        """Delete a namespace, if it is there, with all that is in it, whatever finalizers that has."""
+        path = f"/api/v1/namespaces/{name}"
+        if self._unless_gone("DELETE", path) is None:
+            return
+        for collection in self._namespaced(name):
+            found = self._unless_gone("GET", f"{collection}?limit=1")
+            if found is None or not found["items"]:
                 continue
-            self.call("DELETE", path, {"gracePeriodSeconds": 0, "propagationPolicy": "Background"})
-            for left in self.call("GET", path)["items"]:
+            self.call("DELETE", collection, {"gracePeriodSeconds": 0, "propagationPolicy": "Background"})
+            for left in self.call("GET", collection)["items"]:
                 free = {"metadata": {"finalizers": None}}
-                self._unless_gone("PATCH", f"{path}/{left['metadata']['name']}", free, content_type=MERGE_PATCH)
-        namespace["spec"] = {"finalizers": []}
-        self._unless_gone("PUT", f"/api/v1/namespaces/{name}/finalize", namespace)
+                self._unless_gone("PATCH", f"{collection}/{left['metadata']['name']}", free, content_type=MERGE_PATCH)
+        finalized = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}, "spec": {"finalizers": []}}
+        self._unless_gone("PUT", f"{path}/finalize", finalized)
 
     def _namespaced(self, namespace: str) -> Iterator[str]:
         """The path of every collection of a namespace that can be emptied."""
@@ -196,12 +199,13 @@ class ApiServer:
                     if resource["scope"] == "Namespaced" and {"list", "deletecollection"} <= set(resource["verbs"]):
                         yield f"{prefix}/namespaces/{namespace}/{resource['resource']}"
 
-    def _unless_gone(self, method: str, path: str, body: Any, **how: Any) -> None:
+    def _unless_gone(self, method: str, path: str, body: Any = None, **how: Any) -> dict[str, Any] | None:
         try:
-            self.call(method, path, body, **how)
+            return self.call(method, path, body, **how)
         except ApiError as refused:
             if refused.status != 404:
                 raise
+            return None
 
     # Identities
 
@@ -276,7 +280,7 @@ class ApiServer:
             "--authorization-mode=RBAC",
             "--disable-admission-plugins=ServiceAccount",
             f"--service-account-issuer={self.url}",
-            f"--service-account-key-file={self._directory / 'accounts.key'}",
+            f"--service-account-key-file={self._directory / 'accounts.pub'}",
             f"--service-account-signing-key-file={self._directory / 'accounts.key'}",
             "--service-cluster-ip-range=10.0.0.0/24",
         ]
