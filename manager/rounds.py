@@ -4,8 +4,8 @@ The Tasks' results in the store are the updates; nothing is counted that is not 
 nothing, and a round decides the same however often it is looked at. The mean is kept in the round's status.
 
 Participants that die keep the round waiting only as long as enough others are left, or its time is over: a Task that is
-lost is placed again, so its proplet can come back. What is unfinished when the round ends is deleted, which stops it;
-an update that comes later finds no Task. Never does: I/O, clocks.
+lost is placed again, so its proplet can come back. What is unfinished when the round ends is stopped; an update that
+comes later is in its Task and is not counted. Never does: I/O, clocks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,7 @@ def decide(round_: TrainingRound, related: Related, now: float) -> WorkDecision:
     if round_.meta.deleted_at:
         return WorkDecision(round_)
     if round_.status.phase in ENDED:
-        return WorkDecision(round_, delete=_unfinished(round_, related.tasks.values()))
+        return WorkDecision(round_, stop=_unfinished(round_, related.tasks.values()))
     if round_.status.phase is WorkPhase.PENDING:
         problem = problem_of(round_)
         if problem is not None:
@@ -110,13 +110,13 @@ def _completed(round_: TrainingRound, parts: Sequence[Part], after: Envelope, no
         aggregated_model_ref=f"{Kind.ROUND.value.lower()}/{round_.meta.name}",
     )
     told = (*_refusals(round_, parts), Told("Completed", message))
-    return WorkDecision(replace(done, status=status), delete=_left(round_, parts), told=told)
+    return WorkDecision(replace(done, status=status), stop=_left(round_, parts), told=told)
 
 
 def _failed(round_: TrainingRound, parts: Sequence[Part], reason: str, message: str, now: float) -> WorkDecision:
     done = _noted(round_, _stopped(parts), WorkPhase.FAILED, (reason, message), now)
     told = (*_refusals(round_, parts), Told(reason, message, warning=True))
-    return WorkDecision(done, delete=_left(round_, parts), told=told)
+    return WorkDecision(done, stop=_left(round_, parts), told=told)
 
 
 def _left(round_: TrainingRound, parts: Sequence[Part]) -> tuple[Key, ...]:
@@ -128,7 +128,7 @@ def _unfinished(round_: TrainingRound, tasks: Iterable[Task]) -> tuple[Key, ...]
     return tuple(
         task.meta.key
         for task in tasks
-        if is_of(task, round_) and task.status.phase not in TERMINAL and not task.meta.deleted_at
+        if is_of(task, round_) and task.status.phase not in TERMINAL and not task.status.stop_requested
     )
 
 

@@ -57,7 +57,7 @@ class Scene:
     rounds: dict[str, TrainingRound] = field(default_factory=dict)
     told: list[Told] = field(default_factory=list)
     now: float = 1000.0
-    deleted: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
     wakes: dict[str, float] = field(default_factory=dict)
     _uids: int = 0
 
@@ -88,10 +88,11 @@ class Scene:
     def apply(self, decision: WorkDecision) -> None:
         for resource in decision.create:
             self._create(resource)
-        for key in decision.delete:
+        assert decision.delete == ()
+        for key in decision.stop:
             assert key.namespace == "edge"
-            del self.tasks[key.name]
-            self.deleted.append(key.name)
+            self.stopped.append(key.name)
+            self.end(key.name, Phase.INTERRUPTED)
         self.told += decision.told
 
     def _create(self, resource: Resource) -> None:

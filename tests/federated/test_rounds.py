@@ -16,7 +16,6 @@ from proplet.manager.model import (
     Owner,
     RoundSpec,
     Task,
-    TaskSpec,
     TrainingRound,
     WorkPhase,
 )
@@ -79,14 +78,11 @@ def test_updates_count_over_time_and_the_kth_ends_the_round(scene: Scene) -> Non
 def test_who_has_not_answered_when_the_round_ends_is_stopped_and_too_late(scene: Scene) -> None:
     scene.answer(1, 1, 1.0)
     scene.answer(1, 2, 3.0)
-    assert scene.deleted == ["round-1-job-device-3"]
+    assert scene.stopped == ["round-1-job-device-3"]
     assert scene.statuses(1)["device-3"] == "Stopped"
     ended = scene.round(1)
-    # The update was on its way: the Task comes to its end, although it was to be deleted.
-    owner = Owner("TrainingRound", "round-1-job", ended.meta.uid)
-    late = Task(Meta("round-1-job-device-3", "edge", owner=owner), TaskSpec())
-    late = replace(late, status=replace(late.status, phase=Phase.COMPLETED, results=update(100.0)))
-    scene.tasks[late.meta.name] = late
+    # The update was on its way: the Task comes to its end, although it was to be stopped.
+    scene.end("round-1-job-device-3", results=update(100.0))
     scene.settle()
     assert scene.round(1) == ended
 
@@ -112,7 +108,7 @@ def test_a_round_that_can_no_longer_succeed_fails_at_once_with_the_reasons(scene
     assert "Only 0/2 updates received" in condition.message
     assert "device-1: Failed: it trapped" in condition.message
     assert "device-2: Rejected: the results hold no update envelope" in condition.message
-    assert scene.deleted == ["round-1-job-device-3"]
+    assert scene.stopped == ["round-1-job-device-3"]
     assert "UpdateRejected" in scene.reasons()
 
 
@@ -127,7 +123,7 @@ def test_a_round_ends_when_its_time_is_over(scene: Scene) -> None:
     (condition,) = scene.round(1).status.conditions
     assert (condition.status, condition.reason) == (False, "Timeout")
     assert condition.message.startswith("Round timed out: only 1/2 updates received; device-2: Pending")
-    assert sorted(scene.deleted) == ["round-1-job-device-2", "round-1-job-device-3"]
+    assert sorted(scene.stopped) == ["round-1-job-device-2", "round-1-job-device-3"]
 
 
 def test_updates_that_wait_in_the_store_count_also_after_the_time_is_over(scene: Scene) -> None:
@@ -238,22 +234,32 @@ def test_a_task_that_was_deleted_is_made_again(scene: Scene) -> None:
     assert "round-1-job-device-1" in scene.tasks
 
 
-def test_a_crash_between_deleting_and_recording_changes_nothing(scene: Scene) -> None:
+def test_a_crash_between_stopping_and_recording_changes_nothing(scene: Scene) -> None:
     scene.end("round-1-job-device-1", results=update(1.0))
     scene.end("round-1-job-device-2", results=update(3.0))
     first = scene.look("round-1-job")  # its status is not recorded
-    assert "round-1-job-device-3" not in scene.tasks
     second = scene.look("round-1-job")
     assert isinstance(first.work, TrainingRound)
     assert isinstance(second.work, TrainingRound)
     assert second.work.status.aggregate == first.work.status.aggregate
-    assert "round-1-job-device-3" not in scene.tasks
+    assert scene.stopped == ["round-1-job-device-3"]
+
+
+def test_a_task_that_still_runs_when_its_round_is_over_is_stopped(scene: Scene) -> None:
+    scene.answer(1, 1, 1.0)
+    scene.answer(1, 2, 3.0)
+    running = scene.tasks["round-1-job-device-3"]
+    scene.tasks["round-1-job-device-3"] = replace(running, status=replace(running.status, phase=Phase.RUNNING))
+    assert scene.look("round-1-job").stop == (running.meta.key,)
+    asked = replace(running.status, phase=Phase.RUNNING, stop_requested=True)
+    scene.tasks["round-1-job-device-3"] = replace(running, status=asked)
+    assert scene.look("round-1-job").stop == ()
 
 
 def test_a_round_that_is_being_deleted_does_nothing(scene: Scene) -> None:
     going = replace(scene.round(1), meta=replace(scene.round(1).meta, deleted_at=5.0))
     decision = rounds.decide(going, Related(), scene.now + 1000)
-    assert (decision.work, decision.create, decision.delete) == (going, (), ())
+    assert (decision.work, decision.create, decision.stop) == (going, (), ())
 
 
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=3))
