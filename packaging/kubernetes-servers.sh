@@ -2,7 +2,7 @@
 # Print the directory of kube-apiserver, etcd and kubectl for tests: kubernetes-servers.sh [find]
 #
 # It is $KUBEBUILDER_ASSETS where that is set; else they are built, once, out of Go modules (tests/kubernetes_servers:
-# versions and checksums) and kept in ~/.cache/proplet. That takes some 10 minutes of two cores, 4 GB of disk while it
+# versions and checksums) and kept in ~/.cache/proplet. That takes some 10 minutes of two cores, 6 GB of disk while it
 # lasts and 200 MB afterwards. `find` builds nothing: where there are none it says how to get them and fails.
 set -eu
 
