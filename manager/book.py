@@ -1,16 +1,17 @@
-"""Every Task as the store has it, and what this process remembers beside: contacts, mail, who waits for what.
+"""Every Task as the store has it, and what this process remembers beside: contacts, mail, who waits for whom.
 
 The controller's memory, without decisions. All of it can be made again from the store; losing it repeats messages.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
 from proplet.manager.core import UNDER_WAY, holder
+from proplet.manager.crowd import Crowd
 from proplet.manager.exchange import Contacts, Signal
-from proplet.manager.model import Task
+from proplet.manager.model import Key, Task
 from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.placement import Fleet
 
@@ -24,18 +25,24 @@ class Book:
     """The tasks, and the indexes over them."""
 
     def __init__(self, fleet: Fleet) -> None:
+        self.crowd = Crowd(fleet)  # pending until a proplet has room
         self._fleet = fleet
+        self._keys: dict[Key, str] = {}
+        self._dependents: dict[Key, set[str]] = {}
         self._tasks: dict[str, Task] = {}
         self._contacts: dict[str, Contacts] = {}
         self._mail: dict[str, list[Letter]] = {}
         self._awaiting: OrderedDict[str, None] = OrderedDict()  # pending until the fleet changes
-        self._crowded: deque[str] = deque()  # pending until a proplet has room
         self._broadcasts: set[str] = set()  # under way
         self._deleted: OrderedDict[str, int] = OrderedDict()  # their last versions
 
     def get(self, uid: str) -> Task | None:
         """Return a task, None if there is none."""
         return self._tasks.get(uid)
+
+    def find(self, key: Key) -> Task | None:
+        """Return the task of this name, None if there is none."""
+        return self._tasks.get(self._keys.get(key, ""))
 
     def all(self) -> Iterable[Task]:
         """Return every task; a snapshot."""
@@ -51,8 +58,26 @@ class Book:
         if version >= task.meta.version:
             return False
         self._tasks[task.id] = task
+        self._keys[task.meta.key] = task.id
+        self._depend(known, task)
         self.index(task)
         return True
+
+    def _depend(self, before: Task | None, after: Task | None) -> None:
+        """Keep the index of who depends on whom."""
+        if before is not None and after is not None and before.spec.depends_on == after.spec.depends_on:
+            return
+        for key in _needs(before):
+            self._dependents[key].discard(before.id if before is not None else "")
+            if not self._dependents[key]:
+                del self._dependents[key]
+        for key in _needs(after):
+            self._dependents.setdefault(key, set()).add(after.id if after is not None else "")
+
+    def dependents(self, task: Task) -> Iterable[str]:
+        """Return the pending tasks that depend on this one."""
+        uids = self._dependents.get(task.meta.key, ())
+        return [uid for uid in uids if self._tasks[uid].status.phase is Phase.PENDING]
 
     def index(self, task: Task) -> None:
         """Note who has the task now."""
@@ -68,8 +93,11 @@ class Book:
     def forget(self, task: Task) -> None:
         """It was deleted. That it once was ours is remembered for a while: it may turn up again."""
         uid = task.id
-        self._tasks.pop(uid, None)
+        self._depend(self._tasks.pop(uid, None), None)
+        if self._keys.get(task.meta.key) == uid:
+            del self._keys[task.meta.key]
         self._awaiting.pop(uid, None)
+        self.crowd.leave(uid)
         self._deleted[uid] = task.meta.version
         if len(self._deleted) > TOMBSTONES:
             self._deleted.popitem(last=False)
@@ -111,15 +139,28 @@ class Book:
         """It waits for a proplet that fits."""
         self._awaiting[uid] = None
 
-    def await_room(self, uid: str) -> None:
-        """It waits for a fitting proplet to have room."""
-        self._crowded.append(uid)
-
     def awaiting(self) -> Iterable[str]:
-        """Take all that wait for a proplet that fits."""
-        waiting, self._awaiting = self._awaiting, OrderedDict()
-        return waiting
+        """Take all that wait for a proplet that fits, the most urgent first, then those waiting for longest."""
+        waiting, self._awaiting = [uid for uid in self._awaiting if uid in self._tasks], OrderedDict()
+        return sorted(waiting, key=lambda uid: -self._tasks[uid].spec.priority)
 
-    def crowded(self, most: int) -> Iterable[str]:
-        """Take some that wait for room, those waiting for longest."""
-        return [self._crowded.popleft() for _ in range(min(most, len(self._crowded)))]
+    def timed(self) -> Iterable[str]:
+        """Return the tasks that wait for a time of day; what a clock that was set has to be told to."""
+        return [uid for uid, task in self._tasks.items() if task.status.next_run or task.status.not_before]
+
+
+def goes_on(task: Task) -> bool:
+    """Whether something may follow on the end of the task's run."""
+    recurs = task.spec.is_recurring and bool(task.spec.schedule)
+    return recurs or task.spec.ttl_seconds_after_finished is not None or bool(task.meta.finalizers)
+
+
+def matters_to_others(before: Task | None, after: Task) -> bool:
+    """Whether tasks that depend on this one have to be looked at again."""
+    if before is None or before.meta.generation != after.meta.generation:
+        return True
+    return (before.status.phase in TERMINAL) is not (after.status.phase in TERMINAL)
+
+
+def _needs(task: Task | None) -> set[Key]:
+    return set() if task is None else {Key(name, task.meta.namespace) for name in task.spec.depends_on}

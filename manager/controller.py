@@ -9,16 +9,16 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, Final, cast
 
 import anyio
 
 from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
-from proplet.manager.book import Book
+from proplet.manager.announcer import Announcer
+from proplet.manager.book import Book, goes_on, matters_to_others
 from proplet.manager.bus import BusEvent, Down, Heard, Up
 from proplet.manager.command import stop_of
-from proplet.manager.core import UNDER_WAY, settle
+from proplet.manager.core import UNDER_WAY
 from proplet.manager.errands import Errands, HelloBus
 from proplet.manager.exchange import (
     Decision,
@@ -33,6 +33,7 @@ from proplet.manager.exchange import (
     Signal,
 )
 from proplet.manager.hearing import Hearing, Tell, nothing_to_do
+from proplet.manager.ledger import Ledger
 from proplet.manager.model import Kind, Task
 from proplet.manager.observed import Observed
 from proplet.manager.phases import TERMINAL, IllegalTransitionError, Phase
@@ -41,14 +42,13 @@ from proplet.manager.ports import (
     Change,
     ChangeType,
     Clock,
-    ConflictError,
+    EventSink,
     GoneError,
     Liveness,
-    NotFoundError,
     Store,
     StoreUnavailableError,
 )
-from proplet.manager.registry import Registry
+from proplet.manager.registry import Membership, Registry
 from proplet.manager.roster import Roster
 from proplet.manager.runs import ask_start, ask_stop
 from proplet.manager.sending import send
@@ -61,12 +61,15 @@ WORKERS: Final = 64
 TICK_S: Final = 1.0
 RETRY_S: Final = 1.0
 NEWS_EVERY_S: Final = 0.1  # a burst of proplets is one reason to look at waiting tasks, not many
-CONFIRM_DELAY_S: Final = 0.02  # a task that is over sooner is never recorded as running: one write less
-CROWDED_PER_TICK: Final = 200
+CLOCK_STEP_S: Final = 1.0  # a wall clock that moves by more beside the monotonic one was set
 
 
 class Controller:
-    """Drives every Task of a store; the `Control` of the HTTP API."""
+    """Drives every Task of a store; the `Control` of the HTTP API.
+
+    `policy` has the waiting times and what the store can do (finalizers), `membership` which proplets are this
+    manager's, `events` is told what happens, `unsupported` says what a Task asks for that cannot be done.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,8 @@ class Controller:
         policy: Policy | None = None,
         unsupported: Callable[[Task], str | None] | None = None,
         not_proplets: Sequence[str] = (),
+        membership: Membership | None = None,
+        events: EventSink | None = None,
         window: int = 500,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
@@ -84,20 +89,25 @@ class Controller:
         self._clock = clock
         self._monotonic = monotonic
         self._fleet = Fleet(window=window, quiet_until=monotonic() + self._policy.confirm_s)
-        self._world = World(self._fleet, self._policy, *([unsupported] if unsupported else []))
-        self._registry = Registry(self._fleet, self._policy, not_proplets)
-        self._roster = Roster(store, self._registry, self._now, self._on_proplet_news)
+        self._book = book = Book(self._fleet)
+        self._world = World(
+            self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks
+        )
+        self._registry = Registry(self._fleet, self._policy, not_proplets, membership)
+        self._announcer = Announcer(events)
+        self._roster = Roster(store, self._registry, self._now, self._on_proplet_news, self._announcer)
         self._observed = Observed()
         self._errands = Errands(self._policy)
-        self._book = book = Book(self._fleet)
         tell = Tell(self._signal, self._unwanted, book.get, book.was_deleted, book.held_by)
         self._hearing = Hearing(tell, self._roster, self._observed, clock)
+        self._ledger = Ledger(store, book, self._world, self._learn, now=self._now, announcer=self._announcer)
         self._queue = WorkQueue()
         self._timers = Timers()
         self._poke = anyio.Event()
         self._fleet_news = False
         self._news_at = 0.0
         self._version = 0
+        self._clocks_apart = clock() - monotonic()
 
     def _now(self) -> Moment:
         return Moment(self._clock(), self._monotonic())
@@ -111,6 +121,11 @@ class Controller:
     def connected(self) -> bool:
         """Whether the broker is there."""
         return self._fleet.connected
+
+    @property
+    def queued(self) -> int:
+        """How many tasks are to be looked at."""
+        return len(self._queue)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -172,7 +187,7 @@ class Controller:
             return
         self._book.post(uid, (signal, done))
         if isinstance(signal, Holds | Handed):
-            self._wake(uid, self._monotonic() + CONFIRM_DELAY_S)
+            self._wake(uid, self._monotonic() + self._policy.confirm_delay_s)
         else:
             self._queue.add(uid)
 
@@ -206,27 +221,32 @@ class Controller:
 
     def _take_over(self, task: Task) -> None:
         """A task is as the store has it now; look at it, unless it is over for good."""
-        if self._learn(task) and (
-            task.status.phase not in TERMINAL or task.spec.ttl_seconds_after_finished is not None
-        ):
+        if self._learn(task) and (task.status.phase not in TERMINAL or goes_on(task)):
             self._queue.add(task.id)
 
     def _learn(self, task: Task) -> bool:
-        held = self._fleet.held_count()
+        held, before = self._fleet.held_count(), self._book.get(task.id)
         news = self._book.learn(task)
-        self._let_in(held - self._fleet.held_count())
+        if news and matters_to_others(before, task):
+            self._wake_dependents(task)
+        if self._fleet.held_count() < held:
+            self._let_in()
         return news
 
-    def _let_in(self, places: int) -> None:
-        """Proplets have room again."""
-        for uid in self._book.crowded(places) if places > 0 else ():
+    def _wake_dependents(self, task: Task) -> None:
+        for uid in self._book.dependents(task):
+            self._queue.add(uid)
+
+    def _let_in(self) -> None:
+        """Proplets may have room again."""
+        for uid in self._book.crowd.call(self._monotonic()):
             self._queue.add(uid)
 
     def _forget(self, task: Task) -> None:
         """It was deleted; what still runs is stopped, now and whenever it turns up again."""
-        held = self._fleet.held_count()
+        self._wake_dependents(task)
         self._book.forget(task)
-        self._let_in(held - self._fleet.held_count())
+        self._let_in()
         if task.status.phase in UNDER_WAY:
             proplet_id = None if task.spec.broadcast else task.status.proplet_id
             self._errands.stop(proplet_id, stop_of(task.id, proplet_id, task.status.attempt))
@@ -275,11 +295,21 @@ class Controller:
                 swept = mono
                 self._roster.sweep()
                 self._errands.tick(mono)
-                self._let_in(CROWDED_PER_TICK)
+                self._let_in()
+                self._look_at_the_clock(mono)
             if self._fleet_news and mono >= self._news_at:
                 self._fleet_news = False
+                self._let_in()
                 for uid in self._book.awaiting():
                     self._queue.add(uid)
+
+    def _look_at_the_clock(self, mono: float) -> None:
+        """What waits for a time of day is looked at again when somebody has set the clock."""
+        apart = self._clock() - mono
+        if abs(apart - self._clocks_apart) > CLOCK_STEP_S:
+            for uid in self._book.timed():
+                self._queue.add(uid)
+        self._clocks_apart = apart
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -294,7 +324,7 @@ class Controller:
     async def _look_at(self, uid: str, bus: HelloBus) -> None:
         mail = self._book.collect(uid)
         try:
-            decision = await self._decide(uid, [signal for signal, _ in mail])
+            decision = await self._ledger.settle(uid, [signal for signal, _ in mail])
         except StoreUnavailableError as error:
             log.warning("task %s cannot be recorded now: %s", uid, error)
             self._book.put_back(uid, mail)
@@ -311,37 +341,15 @@ class Controller:
         if decision.awaiting:
             self._book.await_fleet(uid)
         if decision.crowded:
-            self._book.await_room(uid)
+            self._book.crowd.join(task)
+            self._let_in()
+        else:
+            self._book.crowd.leave(uid)
         self._wake(uid, decision.wake)
+        if decision.mark is not None and not task.meta.deleted_at:
+            self._queue.add(uid)
         if decision.then:
             await self._carry_out(task, decision.then, bus)
-
-    async def _decide(self, uid: str, signals: Sequence[Signal]) -> Decision:
-        """Settle the task and record the outcome; decide again where somebody else was faster."""
-        while True:
-            task = self._book.get(uid)
-            if task is None:
-                return Decision()
-            decision = settle(task, signals, self._book.contacts(uid), self._world, self._now())
-            try:
-                if decision.status is not None:
-                    recorded = await self._store.record(replace(task, status=decision.status))
-                    self._learn(cast("Task", recorded))
-                elif decision.delete:
-                    await self._store.delete(Kind.TASK, task.meta.key, task.meta.version)
-                return decision
-            except ConflictError:
-                await self._read_again(task)
-            except NotFoundError:
-                self._fleet.assign(uid, None)  # the watch tells, too; until then there is nothing to do
-                return Decision()
-
-    async def _read_again(self, task: Task) -> None:
-        fresh = cast("Task", await self._store.get(Kind.TASK, task.meta.key))
-        if fresh.id != task.id:
-            raise NotFoundError(f"task {task.meta.key} is another one now")
-        self._learn(fresh)
-        self._book.index(self._book.get(task.id) or fresh)
 
     async def _carry_out(self, task: Task, effects: Sequence[Effect], bus: HelloBus) -> None:
         if len(effects) == 1:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from proplet.agent.wire import FederatedUpdate, InventoryItem, Reason, RestartPolicy
-from proplet.manager import broadcast, outcome
+from proplet.manager import broadcast, conditions, deletion, outcome, recurrence
 from proplet.manager.command import start_of, stop_of
 from proplet.manager.exchange import (
     Contact,
@@ -41,6 +41,7 @@ from proplet.manager.exchange import (
 from proplet.manager.model import Task, TaskStatus
 from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.placement import Fleet
+from proplet.manager.workflow import Verdict, judge
 from proplet.manager.world import World
 
 UNDER_WAY = frozenset({Phase.SCHEDULED, Phase.RUNNING})
@@ -51,17 +52,28 @@ _STEPS = 8
 
 def settle(task: Task, signals: Sequence[Signal], contacts: Contacts, world: World, at: Moment) -> Decision:
     """Return what follows from the task as it is and from `signals`, in order: one status to record for all of it."""
-    before, then, step = task.status, list[Effect](), Decision()
+    before, then, step, why = task.status, list[Effect](), Decision(), ""
     for signal in signals:
         task = replace(task, status=absorb(task, signal, contacts, world, at))
     for _ in range(_STEPS):
         step = reconcile(task, contacts, world, at)
         then += step.then
+        why = step.why or why
         if step.status is None or step.status == task.status:
             break
         task = replace(task, status=step.status)
         world.fleet.assign(task.id, holder(task))
-    return replace(step, status=task.status if task.status != before else None, then=tuple(then))
+    status = _described(task, before, why, world, at)
+    return replace(step, status=status if status != before else None, then=tuple(then))
+
+
+def _described(task: Task, before: TaskStatus, why: str, world: World, at: Moment) -> TaskStatus:
+    """The status with the conditions that say it, where there is anything new to say."""
+    status = task.status
+    if status == before and not (why and status.phase is Phase.PENDING):
+        return status
+    shown = conditions.of_task(task, status, why, world.type_of(status.proplet_id), at.wall)
+    return replace(status, conditions=shown)
 
 
 def holder(task: Task) -> str | None:
@@ -158,12 +170,24 @@ def reconcile(task: Task, contacts: Contacts, world: World, at: Moment) -> Decis
         return _retire(task, at)
     if phase is Phase.PENDING:
         return _admit(task, world, at)
-    if task.spec.broadcast:
-        return broadcast.follow(task, contacts, world, at)
-    return _follow(task, contacts, world, at)
+    changed = deletion.asked(task) or recurrence.overrun(task, at)
+    if changed is not None:
+        return Decision(changed)
+    follow = broadcast.follow if task.spec.broadcast else _follow
+    step = follow(task, contacts, world, at)
+    if step.status is not None:
+        return step
+    mark, due = deletion.mark(task, world.policy, at)
+    return replace(step, mark=mark, wake=min(step.wake, due, recurrence.wake(task, at)))
 
 
 def _retire(task: Task, at: Moment) -> Decision:
+    if deletion.is_marked(task):
+        return Decision(mark=False)
+    if task.meta.deleted_at:
+        return Decision()
+    if task.spec.schedule and task.spec.is_recurring:
+        return recurrence.again(task, at)
     keep = task.spec.ttl_seconds_after_finished
     if keep is None:
         return Decision()
@@ -172,7 +196,10 @@ def _retire(task: Task, at: Moment) -> Decision:
 
 
 def _admit(task: Task, world: World, at: Moment) -> Decision:
+    """A pending task: may it start, and where?"""
     status, fleet = task.status, world.fleet
+    if task.meta.deleted_at:
+        return Decision(mark=False) if deletion.is_marked(task) else Decision()
     if status.stop_requested:
         return Decision(outcome.stopped(status, "stopped before it was placed", at.wall))
     if task.spec.held:
@@ -180,33 +207,74 @@ def _admit(task: Task, world: World, at: Moment) -> Decision:
     problem = world.unsupported(task)
     if problem is not None:
         return Decision(outcome.failed(status, Reason.NOT_SUPPORTED, problem, at.wall))
+    held_back = _held_back(task, world, at)
+    if held_back is not None:
+        return held_back
+    if not fleet.connected:
+        return _wait(task, "NotConnected", "the manager is not connected to its broker", fleet, at)
+    expires = recurrence.expires(task, at)
+    if task.spec.broadcast:
+        if not fleet.fitting(task):
+            return _until(_wait(task, "NoProplet", fleet.explain(task), fleet, at), expires)
+        return _send_out(task, broadcast.dispatched(task, fleet, at), world, at)
+    placement = fleet.place(task, at.mono, avoid=status.proplet_id)
+    if placement.proplet_id is None and not placement.crowded:
+        return _until(_wait(task, "NoProplet", placement.message, fleet, at), expires)
+    if placement.proplet_id is None or world.outranked(task):
+        return _until(_queue_up(task, placement.message or "tasks of higher priority come first", at), expires)
+    sent = outcome.dispatched(task, placement.proplet_id, at.wall)
+    return _send_out(task, replace(sent, assigned_proplet=world.name_of(placement.proplet_id)), world, at)
+
+
+def _held_back(task: Task, world: World, at: Moment) -> Decision | None:
+    """Why it is not to start yet, whatever proplets there are; None: it may."""
+    status = task.status
+    if task.spec.suspend:
+        return Decision(replace(status, message="it is suspended until spec.suspend is false"), why="Suspended")
+    if task.spec.schedule and (due := recurrence.gate(task, at)) is not None:
+        return due
+    judgement = judge(task, world.find)
+    match judgement.verdict:
+        case Verdict.WAIT:
+            return Decision(replace(status, message=judgement.message), why="WaitingForDependencies")
+        case Verdict.SKIP:
+            return Decision(outcome.skipped(status, judgement.message, at.wall))
+        case Verdict.FAIL:
+            return Decision(outcome.failed(status, Reason.INVALID_COMMAND, judgement.message, at.wall))
+        case Verdict.RUN:
+            pass
     wait = status.not_before - at.wall
     if 0 < wait <= world.policy.backoff_max_s:  # more can only be a clock that was set back
         return Decision(wake=at.mono + wait)
-    if not fleet.connected:
-        return _wait(task, "the manager is not connected to its broker", fleet, at)
-    if task.spec.broadcast:
-        if not fleet.fitting(task):
-            return _wait(task, fleet.explain(task), fleet, at)
-        return Decision(broadcast.dispatched(task, fleet, at))
-    placement = fleet.place(task, at.mono, avoid=status.proplet_id)
-    if placement.proplet_id is not None:
-        return Decision(outcome.dispatched(task, placement.proplet_id, at.wall))
-    if placement.crowded:
-        waited = at.wall - task.meta.created_at
-        told = replace(status, message=placement.message) if waited > _CROWDED_TELL_S else None
-        return Decision(told, crowded=True)
-    return _wait(task, placement.message, fleet, at)
+    return None
 
 
-def _wait(task: Task, message: str, fleet: Fleet, at: Moment) -> Decision:
+def _send_out(task: Task, status: TaskStatus, world: World, at: Moment) -> Decision:
+    """The intent to start it; what lasts for sure is marked before."""
+    if task.spec.daemon and world.policy.finalizers and not deletion.is_marked(task):
+        return Decision(mark=True)
+    return Decision(replace(status, next_run=recurrence.following(task, at)) if task.spec.schedule else status)
+
+
+def _queue_up(task: Task, message: str, at: Moment) -> Decision:
+    """It waits for room on the proplets that fit."""
+    if at.wall - task.meta.created_at <= _CROWDED_TELL_S:
+        return Decision(crowded=True)
+    return Decision(replace(task.status, message=message), crowded=True, why="NoRoom")
+
+
+def _until(decision: Decision, expires: float) -> Decision:
+    return replace(decision, wake=min(decision.wake, expires))
+
+
+def _wait(task: Task, why: str, message: str, fleet: Fleet, at: Moment) -> Decision:
     if at.mono < fleet.quiet_until:
         return Decision(wake=fleet.quiet_until, awaiting=True)
     told = task.status.message
     waited = bool(told) and not told.endswith(outcome.PLACED_AGAIN)
     if waited and message != told and 0 <= at.wall - task.meta.updated_at < _TELL_EVERY_S:
         return Decision(wake=at.mono + _TELL_EVERY_S, awaiting=True)
-    return Decision(replace(task.status, message=message), awaiting=True)
+    return Decision(replace(task.status, message=message), awaiting=True, why=why)
 
 
 def _follow(task: Task, contacts: Contacts, world: World, at: Moment) -> Decision:

@@ -32,6 +32,10 @@ class Policy:
     backoff_limit: int = 6  # interruptions and losses of one run that are tried again
     overload_rest_s: float = 5.0
     hello_every_s: float = 300.0  # asks everybody for discovery and inventory, in case a message was lost
+    confirm_delay_s: float = 0.02  # a task that is over sooner is never recorded as running: one write less
+    finalizers: bool = False  # mark what runs for longer, so that a deletion waits for its end
+    finalize_after_s: float = 2.0  # a task that is over sooner gets no such mark: two writes less
+    last_seen_every_s: float = math.inf  # how often it is written down that a proplet is still there
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,10 @@ Effect = SendStart | SendStop
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows: the status to record (None: it stays), what to do then, and when to look again (monotonic)."""
+    """What follows: the status to record (None: it stays), what to do then, and when to look again (monotonic).
+
+    `why` is one word for why it is pending. `mark`: put our finalizer on the task (True) or take it off (False).
+    """
 
     status: TaskStatus | None = None
     then: tuple[Effect, ...] = ()
@@ -133,6 +140,8 @@ class Decision:
     delete: bool = False
     crowded: bool = False  # pending only because the fitting proplets are full
     awaiting: bool = False  # pending until a proplet comes that fits
+    why: str = ""
+    mark: bool | None = None
 
 
 # --- contacts ---------------------------------------------------------------------------------------------------------

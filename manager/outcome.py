@@ -47,8 +47,12 @@ def confirmed(status: TaskStatus, wall: float) -> TaskStatus:
 
 def restarted(status: TaskStatus) -> TaskStatus:
     """A new run was asked for. Attempts go on counting, so nothing of an earlier run is taken for this one's."""
-    phase = advance(status.phase, Happening.RESTARTED)
-    return TaskStatus(phase=phase, attempt=status.attempt, observed_generation=status.observed_generation)
+    return TaskStatus(
+        phase=advance(status.phase, Happening.RESTARTED),
+        attempt=status.attempt,
+        next_run=status.next_run,
+        observed_generation=status.observed_generation,
+    )
 
 
 def ended(task: Task, result: Result, policy: Policy, wall: float) -> TaskStatus:
@@ -105,6 +109,11 @@ def succeeded(status: TaskStatus, results: str | None, wall: float) -> TaskStatu
 def failed(status: TaskStatus, reason: Reason | None, text: str, wall: float) -> TaskStatus:
     """The run ends with an error that trying again would not mend."""
     return _final(status, Happening.FAILED, wall, reason=reason, error=text)
+
+
+def skipped(status: TaskStatus, text: str, wall: float) -> TaskStatus:
+    """The run does not take place."""
+    return _final(status, Happening.SKIPPED, wall, reason=None, error=text)
 
 
 def result_text(result: Result) -> str | None:

@@ -122,7 +122,7 @@ class Fleet:
 
     def fitting(self, task: Task) -> tuple[str, ...]:
         """Return the ids of the live proplets that can have the task; remembered until a proplet changes."""
-        key = _wants(task)
+        key = wants(task)
         found = self._fitting.get(key)
         if found is None:
             found = tuple(i for i, p in self.peers.items() if p.alive and misfit(task, p.proplet) is None)
@@ -133,14 +133,14 @@ class Fleet:
 
     def excludes(self, task: Task) -> bool:
         """Whether there is a proplet, alive or not, that must not have the task; remembered until one changes."""
-        key = _wants(task)
+        key = wants(task)
         if key not in self._excluded:
             self._excluded[key] = any(misfit(task, peer.proplet) is not None for peer in self.peers.values())
         return self._excluded[key]
 
     def explain(self, task: Task) -> str:
         """Return why no live proplet can have the task; the same text while nothing changes."""
-        key = _wants(task)
+        key = wants(task)
         if key not in self._why:
             self._why[key] = self._reasons(task)
         return self._why[key]
@@ -171,8 +171,8 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(listed[:_NAMED]) + more
 
 
-def _wants(task: Task) -> object:
-    """What placement looks at, as a key."""
+def wants(task: Task) -> object:
+    """Return what placement looks at, as a key: tasks that want the same fit the same proplets."""
     spec, want = task.spec, task.spec.selector
     return (
         task.meta.namespace,

@@ -1,7 +1,9 @@
 """Who is there: proplets and their lives, in memory, from heartbeats, wills and discovery.
 
-A heartbeat writes nothing; what is worth a record (`wanted`) changes only with the phase or the description. Only
-proplets are ever proplets: somebody's `offline` never makes one, and managers' ids are not taken for one.
+A heartbeat writes nothing; what is worth a record (`wanted`) changes only with the phase or the description, and
+`last_seen` with it, or once in `Policy.last_seen_every_s`. Only proplets are ever proplets: somebody's `offline` never
+makes one, and managers' ids are not taken for one. Where unknown ones are not registered (`Membership.register`), one
+that announces itself is remembered, but gets no record and no tasks until somebody declares it.
 
 Time is only counted while this manager is connected: when it was deaf, silence says nothing. Loss is decided here, by
 `Policy.silence_s` without a heartbeat or `Policy.offline_grace_s` after a will.
@@ -16,13 +18,28 @@ from typing import Final
 from proplet.agent.codec import rfc3339
 from proplet.agent.topics import InvalidTopicError, check_level
 from proplet.agent.wire import OFFLINE, Alive, Announcement, Discovery, Metadata
+from proplet.manager import conditions
 from proplet.manager.exchange import Moment, Policy
-from proplet.manager.model import Condition, Meta, Proplet, PropletPhase, PropletSpec, PropletStatus
+from proplet.manager.model import Meta, Proplet, PropletPhase, PropletSpec, PropletStatus, Resources
 from proplet.manager.placement import Fleet, Peer
 from proplet.manager.ports import Liveness
 
 HISTORY: Final = 10
 MAX_PROPLETS: Final = 10_000  # ids are claims that nobody checks here
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Which proplets are this manager's.
+
+    `register`: one that nobody declared gets a record in `namespace` when it announces itself, and serves every
+    namespace. `channel`: the domain and channel this manager listens on; a declared proplet that is on another one
+    cannot be heard here, and is told so. None takes all.
+    """
+
+    register: bool = True
+    namespace: str = "default"
+    channel: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -41,9 +58,17 @@ class _Entry:
 class Registry:
     """The proplets this manager knows. It keeps `fleet.peers` up to date."""
 
-    def __init__(self, fleet: Fleet, policy: Policy, not_proplets: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        policy: Policy,
+        not_proplets: Collection[str] = (),
+        membership: Membership | None = None,
+    ) -> None:
         self._fleet = fleet
         self._policy = policy
+        self._membership = membership or Membership()
+        self._refused: dict[str, Proplet] = {}  # by the uid of their records
         self._not_proplets = frozenset(not_proplets)
         self._entries: dict[str, _Entry] = {}
         self._connected_at: float | None = None
@@ -103,7 +128,7 @@ class Registry:
             check_level(proplet_id, "the proplet id")
         except InvalidTopicError:
             return None
-        entry = self._entries[proplet_id] = _Entry(Proplet(Meta(proplet_id), PropletSpec(declared=False)))
+        entry = self._entries[proplet_id] = self._unknown(proplet_id)
         return entry
 
     def _seen(self, entry: _Entry, at: Moment) -> bool:
@@ -116,25 +141,95 @@ class Registry:
 
     # --- what the store says ------------------------------------------------------------------------------------------
 
-    def learn(self, proplet: Proplet, at: Moment) -> None:
-        """A record of it exists, or was changed."""
-        for other, entry in list(self._entries.items()):
-            if other != proplet.id and entry.recorded and entry.proplet.meta.uid == proplet.meta.uid:
-                self.forget(other)  # its connection names another id now
-        entry = self._entries.setdefault(proplet.id, _Entry(proplet))
-        entry.proplet, entry.recorded = proplet, True
-        self._show(entry, at)
+    def has(self, proplet: Proplet) -> bool:
+        """Whether this version of the record is known, or a later one."""
+        entry, uid = self._entries.get(proplet.id), proplet.meta.uid
+        known = self._refused.get(uid)
+        if known is None and entry is not None and entry.recorded and entry.proplet.meta.uid == uid:
+            known = entry.proplet
+        return known is not None and known.meta.version >= proplet.meta.version
 
-    def forget(self, proplet_id: str) -> None:
-        """Its record was deleted. A live one is recorded anew with its next heartbeat."""
-        entry = self._entries.pop(proplet_id, None)
-        if entry is None:
-            return
+    def learn(self, proplet: Proplet, at: Moment) -> bool:
+        """A record of it exists, or was changed; return whether that matters for the placement of tasks."""
+        uid, news = proplet.meta.uid, False
+        for other, entry in list(self._entries.items()):
+            moved = other != proplet.id or self.refusal(proplet) is not None
+            if moved and entry.recorded and entry.proplet.meta.uid == uid:
+                self._forget(other)  # its connection names another id now, or it is another's
+                news = True
+        if self.refusal(proplet) is not None:
+            self._refused[uid] = proplet
+            return news
+        self._refused.pop(uid, None)
+        entry = self._entries.setdefault(proplet.id, _Entry(proplet))
+        if entry.recorded and entry.proplet.meta.uid != uid:
+            self._refused[entry.proplet.meta.uid] = entry.proplet  # this one was there before
+        entry.proplet, entry.recorded = proplet, True
+        return self._show(entry, at) or news
+
+    def forget(self, proplet: Proplet) -> list[Proplet]:
+        """Its record was deleted; return those that were refused because of it, which are to be learned again.
+
+        A live one is recorded anew with its next heartbeat, where unknown ones are registered.
+        """
+        if self._refused.pop(proplet.meta.uid, None) is not None:
+            return []
+        entry = self._entries.get(proplet.id)
+        if entry is not None and entry.recorded and entry.proplet.meta.uid == proplet.meta.uid:
+            self._forget(proplet.id)
+        return [other for other in self._refused.values() if other.id == proplet.id]
+
+    def _forget(self, proplet_id: str) -> None:
+        entry = self._entries.pop(proplet_id)
         self._fleet.hide(proplet_id)
         if entry.alive:
-            fresh = _Entry(Proplet(Meta(proplet_id), PropletSpec(declared=False)))
+            fresh = self._entries[proplet_id] = self._unknown(proplet_id)
             fresh.announced, fresh.metadata = entry.announced, entry.metadata
-            self._entries[proplet_id] = fresh
+            fresh.seen, fresh.seen_wall = entry.seen, entry.seen_wall
+
+    def _unknown(self, proplet_id: str) -> _Entry:
+        return _Entry(Proplet(Meta(proplet_id, self._membership.namespace), PropletSpec(declared=False)))
+
+    def refusal(self, proplet: Proplet) -> tuple[str, str] | None:
+        """Return reason and message if this manager cannot work with a declared proplet."""
+        connection, channel = proplet.spec.connection, self._membership.channel
+        if channel is not None and connection:
+            domain = connection.get("domainId") or connection.get("tenantId") or channel[0]
+            wanted = (domain, connection.get("channelId") or channel[1])
+            if wanted != channel:
+                names = f"its connectionConfig names the domain {wanted[0]} and the channel {wanted[1]}"
+                listens = f"this manager listens on the domain {channel[0]} and the channel {channel[1]}"
+                return conditions.OTHER_CHANNEL, f"{names}; {listens}"
+        entry = self._entries.get(proplet.id)
+        if entry is None or not entry.recorded or entry.proplet.meta.uid == proplet.meta.uid:
+            return None
+        if _since(proplet) < _since(entry.proplet):
+            return None
+        other = entry.proplet.meta.key
+        return conditions.DUPLICATE_IDENTITY, f"{proplet.id} is the client id of the Proplet {other}, too"
+
+    def refused(self, proplet_id: str) -> list[Proplet]:
+        """Return the records that claim this id and are refused."""
+        return [proplet for proplet in self._refused.values() if proplet.id == proplet_id]
+
+    def wanted_refusal(self, uid: str, at: Moment) -> Proplet | None:
+        """Return a refused proplet with the status that says so; None: it says so already, or another manager's."""
+        proplet = self._refused.get(uid)
+        refusal = self.refusal(proplet) if proplet is not None else None
+        if proplet is None or refusal is None:
+            return None
+        status, generation = proplet.status, proplet.meta.generation
+        ready = next((c for c in status.conditions if c.type == conditions.READY), None)
+        if ready is not None and ready.reason not in conditions.REFUSALS and status.observed_generation == generation:
+            return None
+        told = replace(
+            status,
+            phase=PropletPhase.INITIALIZING,
+            alive=False,
+            conditions=conditions.refused(proplet, *refusal, at.wall),
+            observed_generation=generation,
+        )
+        return None if told == status else replace(proplet, status=told)
 
     def known(self, proplet_id: str) -> tuple[Proplet, bool] | None:
         """Return the proplet as known and whether it has a record."""
@@ -157,6 +252,16 @@ class Registry:
             if self._show(entry, at):
                 yield entry.proplet.id
 
+    def unwritten(self) -> Iterator[str]:
+        """Yield the ids of live proplets whose record is so old that it has to be written that they are still there."""
+        if self._policy.last_seen_every_s < math.inf:
+            yield from (i for i, entry in self._entries.items() if entry.recorded and self._is_old(entry))
+
+    def _is_old(self, entry: _Entry) -> bool:
+        """By the wall clock, so that a manager that restarts does not write all of them at once."""
+        away = abs(entry.seen_wall - entry.proplet.status.last_seen)
+        return entry.alive and away >= self._policy.last_seen_every_s
+
     def _show(self, entry: _Entry, at: Moment) -> bool:
         base, before = self._connected_at, self._fleet.peers.get(entry.proplet.id)
         lost = False
@@ -167,9 +272,16 @@ class Registry:
                 lost = at.mono - max(entry.offline_at, base) > self._policy.offline_grace_s
             else:
                 lost = at.mono - max(entry.seen, base) > self._policy.silence_s
-        proplet = replace(entry.proplet, status=self._status(entry))
-        peer = Peer(proplet, entry.alive, lost, self._tells(entry), "" if entry.alive else _why(entry))
+        if not entry.recorded and not self._membership.register:
+            return False
+        peer = Peer(self._essence(entry), entry.alive, lost, self._tells(entry), "" if entry.alive else _why(entry))
         return self._fleet.show(peer)
+
+    def _essence(self, entry: _Entry) -> Proplet:
+        """The proplet without what is written about it all the time: what placement looks at."""
+        proplet = entry.proplet
+        status = PropletStatus(metadata=entry.metadata or proplet.status.metadata)
+        return replace(proplet, meta=replace(proplet.meta, version=0, updated_at=0.0), status=status)
 
     def _topics(self, entry: _Entry) -> tuple[str, ...]:
         return entry.announced.topics if entry.announced else entry.proplet.status.extensions
@@ -207,24 +319,41 @@ class Registry:
     def wanted(self, proplet_id: str, at: Moment) -> PropletStatus | None:
         """Return the status that should be recorded, or None: what is recorded will do."""
         entry = self._entries.get(proplet_id)
-        if entry is None:
+        if entry is None or not (entry.recorded or self._membership.register):
             return None
-        status, peer = entry.proplet.status, self._fleet.peers.get(proplet_id)
-        phase = status.phase
+        status = entry.proplet.status
+        wanted = self._wanted(entry, at)
+        if wanted == status and entry.recorded and not self._is_old(entry):
+            return None
+        if wanted.phase is PropletPhase.RUNNING and not entry.alive:
+            return None  # it was running before this manager was, and is given time to speak
+        counted = self._policy.last_seen_every_s < math.inf  # else it would be wrong for ever
+        held = len(self._fleet.held.get(proplet_id, ())) if counted else status.task_count
+        return replace(wanted, last_seen=entry.seen_wall or status.last_seen, task_count=held)
+
+    def _wanted(self, entry: _Entry, at: Moment) -> PropletStatus:
+        """What is to be written at once when it changes."""
+        proplet, phase = entry.proplet, self._phase(entry)
+        resources = proplet.spec.resources
+        return replace(
+            self._status(entry),
+            phase=phase,
+            alive=phase is PropletPhase.RUNNING,
+            conditions=conditions.of_proplet(proplet, phase, _why(entry), at.wall),
+            available_resources=resources if resources != Resources() else None,
+            observed_generation=proplet.meta.generation,
+        )
+
+    def _phase(self, entry: _Entry) -> PropletPhase:
+        """One that was not heard of is as it was until it is lost; one that never was is awaited."""
+        peer = self._fleet.peers.get(entry.proplet.id)
         if entry.alive:
-            phase = PropletPhase.RUNNING
-        elif entry.offline_at is not None or (peer is not None and peer.lost):
-            phase = PropletPhase.OFFLINE
-        wanted = replace(self._status(entry), phase=phase)
-        if (wanted.phase, wanted.metadata, wanted.extensions, wanted.encodings) == (
-            status.phase,
-            status.metadata,
-            status.extensions,
-            status.encodings,
-        ) and entry.recorded:
-            return None
-        conditions = _conditions(entry.alive, _why(entry), status.conditions, at.wall)
-        return replace(wanted, last_seen=entry.seen_wall or status.last_seen, conditions=conditions)
+            return PropletPhase.RUNNING
+        if not (entry.seen_wall or entry.proplet.status.last_seen):
+            return PropletPhase.INITIALIZING
+        if entry.offline_at is not None or (peer is not None and peer.lost):
+            return PropletPhase.OFFLINE
+        return entry.proplet.status.phase
 
     def _status(self, entry: _Entry) -> PropletStatus:
         status, said = entry.proplet.status, entry.announced
@@ -245,16 +374,6 @@ def _why(entry: _Entry) -> str:
     return f"it said offline, {last}" if entry.offline_at is not None else last
 
 
-def _conditions(alive: bool, why: str, before: tuple[Condition, ...], wall: float) -> tuple[Condition, ...]:
-    """The reference operator's conditions of an external proplet, with its reasons."""
-    wanted = (
-        Condition("Ready", alive, "PropletReady" if alive else "PropletOffline", "" if alive else why, wall),
-        Condition("Connected", alive, "PropletOnline" if alive else "PropletOffline", "" if alive else why, wall),
-    )
-    old = {c.type: c for c in before}
-    return tuple(
-        replace(c, last_transition_time=old[c.type].last_transition_time)
-        if c.type in old and old[c.type].status == c.status
-        else c
-        for c in wanted
-    )
+def _since(proplet: Proplet) -> tuple[float, str, str]:
+    """Who was there first; the same for all managers."""
+    return proplet.meta.created_at, proplet.meta.namespace, proplet.meta.name

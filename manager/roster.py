@@ -7,11 +7,13 @@ change (labels, a declared description) come back by watching.
 import logging
 from collections.abc import Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import anyio
 
 from proplet.agent.wire import Alive, Discovery
+from proplet.manager.announcer import Announcer
 from proplet.manager.exchange import Moment
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSpec
 from proplet.manager.ports import (
@@ -30,18 +32,25 @@ log = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
 WRITERS: Final = 8  # a whole fleet that comes back at once shares commits
+_REFUSED: Final = "/"  # before the uid of a record that is refused; no proplet's id has it
 
 
 class Roster:
     """The loop over Proplets. `on_news` is told the id of every proplet of which something has changed."""
 
     def __init__(
-        self, store: Store, registry: Registry, now: Callable[[], Moment], on_news: Callable[[str], None]
+        self,
+        store: Store,
+        registry: Registry,
+        now: Callable[[], Moment],
+        on_news: Callable[[str], None],
+        announcer: Announcer,
     ) -> None:
         self._store = store
         self._registry = registry
         self._now = now
         self._on_news = on_news
+        self._announcer = announcer
         self._queue = WorkQueue()
         self._version = 0
 
@@ -54,7 +63,7 @@ class Roster:
         """Take over every record there is. Raises StoreError."""
         listing = await self._store.list(Kind.PROPLET)
         for proplet in listing.items:
-            self._registry.learn(cast("Proplet", proplet), self._now())
+            self._learn(cast("Proplet", proplet))
         self._version = listing.version
 
     async def run(self) -> None:
@@ -78,6 +87,8 @@ class Roster:
         """Time has passed."""
         for proplet_id in self._registry.sweep(self._now()):
             self._news(proplet_id)
+        for proplet_id in self._registry.unwritten():
+            self._queue.add(proplet_id)
 
     def _news(self, proplet_id: str | None) -> None:
         if proplet_id is not None:
@@ -94,8 +105,7 @@ class Roster:
                         self._version = change.version
                         proplet = cast("Proplet", change.resource)
                         if change.type is ChangeType.DELETED:
-                            self._registry.forget(proplet.id)
-                            self._on_news(proplet.id)
+                            self._forget(proplet)
                         else:
                             self._learn(proplet)
             except GoneError:
@@ -105,12 +115,19 @@ class Roster:
                 await anyio.sleep(RETRY_S)
 
     def _learn(self, proplet: Proplet) -> None:
-        known = self._registry.known(proplet.id)
-        if known is not None and known[1] and known[0].meta.version >= proplet.meta.version:
+        if self._registry.has(proplet):
             return
-        self._registry.learn(proplet, self._now())
-        self._on_news(proplet.id)
+        if self._registry.learn(proplet, self._now()):
+            self._on_news(proplet.id)
         self._queue.add(proplet.id)
+        for other in self._registry.refused(proplet.id):
+            self._queue.add(_REFUSED + other.meta.uid)
+
+    def _forget(self, proplet: Proplet) -> None:
+        for other in self._registry.forget(proplet):
+            self._registry.learn(other, self._now())
+            self._queue.add(other.id)
+        self._on_news(proplet.id)
 
     async def _write(self) -> None:
         while True:
@@ -124,24 +141,32 @@ class Roster:
             finally:
                 self._queue.done(proplet_id)
 
-    async def _record(self, proplet_id: str) -> None:
-        wanted, known = self._registry.wanted(proplet_id, self._now()), self._registry.known(proplet_id)
-        if wanted is None or known is None:
+    async def _record(self, key: str) -> None:
+        if key.startswith(_REFUSED):
+            refused = self._registry.wanted_refusal(key.removeprefix(_REFUSED), self._now())
+            if refused is not None:
+                await self._save(refused, recorded=True)
             return
-        proplet, recorded = known
-        proplet = Proplet(proplet.meta, proplet.spec, wanted)
+        wanted, known = self._registry.wanted(key, self._now()), self._registry.known(key)
+        if wanted is not None and known is not None:
+            proplet, recorded = known
+            await self._save(replace(proplet, status=wanted), recorded=recorded)
+
+    async def _save(self, proplet: Proplet, *, recorded: bool) -> None:
         try:
-            written = await (self._store.record(proplet) if recorded else self._store.create(proplet))
+            written = cast("Proplet", await (self._store.record if recorded else self._store.create)(proplet))
         except ConflictError:
             await self._read_again(proplet.meta.key)
         except NotFoundError:
-            self._registry.forget(proplet_id)
+            self._forget(proplet)
         except AlreadyExistsError:
             await self._another_has_its_name(proplet)
         else:
-            self._registry.learn(cast("Proplet", written), self._now())
+            before = self._registry.known(proplet.id) if recorded else None
+            self._registry.learn(written, self._now())
+            self._announcer.proplet(before[0] if before is not None else None, written)
             if not recorded:
-                log.info("proplet %s is new here", proplet_id)
+                log.info("proplet %s is new here", proplet.id)
 
     async def _read_again(self, key: Key) -> None:
         with suppress(NotFoundError):  # the watch says so, too

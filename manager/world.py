@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from proplet.manager.exchange import Policy
-from proplet.manager.model import Task
+from proplet.manager.model import Key, Task
 from proplet.manager.placement import Fleet
 
 
@@ -12,18 +12,42 @@ def _nothing_unsupported(_task: Task) -> str | None:
     return None
 
 
+def _nobody(_key: Key) -> Task | None:
+    return None
+
+
+def _not_outranked(_task: Task) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """The controller's picture. `unsupported` says what a task asks for that this version cannot do."""
+    """The controller's picture.
+
+    `unsupported` says what a task asks for that this version cannot do, `find` returns another task, `outranked` says
+    whether tasks that come first wait for room on the same proplets.
+    """
 
     fleet: Fleet
     policy: Policy = field(default_factory=Policy)
     unsupported: Callable[[Task], str | None] = _nothing_unsupported
+    find: Callable[[Key], Task | None] = _nobody
+    outranked: Callable[[Task], bool] = _not_outranked
 
     def tells(self, proplet_id: str) -> bool:
         """Whether the proplet says what it holds."""
         peer = self.fleet.peers.get(proplet_id)
         return peer is not None and peer.tells
+
+    def type_of(self, proplet_id: str | None) -> str:
+        """What kind of proplet it is, `external` or `k8s`."""
+        peer = self.fleet.peers.get(proplet_id or "")
+        return "external" if peer is None else peer.proplet.spec.type
+
+    def name_of(self, proplet_id: str) -> str:
+        """The name of its resource."""
+        peer = self.fleet.peers.get(proplet_id)
+        return proplet_id if peer is None else peer.proplet.meta.name
 
     def deadline(self, task: Task) -> float:
         """Seconds that a proplet which tells nothing is given for a task."""

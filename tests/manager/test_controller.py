@@ -587,7 +587,7 @@ async def test_nothing_is_kept_of_tasks_that_are_gone(node: Node) -> None:
     # The watch tells of a deletion after it has happened; what it brings is looked at once more.
     await eventually(lambda: len(book._deleted) == 200 and controller._queue.idle)
     assert (book._tasks, book._contacts, book._mail, book._awaiting) == ({}, {}, {}, {})
-    assert (fleet._where, fleet.held["pi-1"], len(book._crowded), book._broadcasts) == ({}, set(), 0, set())
+    assert (fleet._where, fleet.held["pi-1"], len(book.crowd), book._broadcasts) == ({}, set(), 0, set())
     assert len(controller._errands._stops) == 0
     assert pi.acks >= 200
 

@@ -177,7 +177,9 @@ def test_a_deleted_record_of_a_live_proplet_comes_back_with_its_next_heartbeat()
     watch = Watch()
     watch.registry.discovered(Discovery("pi", ext=OURS), watch.at)
     watch.record()
-    watch.registry.forget("pi")
+    known = watch.registry.known("pi")
+    assert known is not None
+    assert watch.registry.forget(known[0]) == []
     assert watch.fleet.peers == {}
     assert watch.beat() == "pi"
     wanted = watch.registry.wanted("pi", watch.at)

@@ -1,0 +1,123 @@
+"""Tasks that wait for room on the proplets that fit them: who is next. The most urgent first, then who came first.
+
+Tasks that want the same stand in one line. Whoever is called is looked at soon and counts as having a place until then,
+so that no newcomer of less priority takes it. A newcomer is placed at once only if nobody before it waits for the same
+proplets; otherwise it joins its line, and is called right away where there is room for both.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proplet.manager.model import Task
+from proplet.manager.placement import Fleet, wants
+
+Place = tuple[int, int, str]
+"""Priority, negative; when it came; the task's uid."""
+
+
+@dataclass(slots=True)
+class _Line:
+    sample: Task
+    waiting: list[Place] = field(default_factory=list)
+    called: dict[str, Place] = field(default_factory=dict)
+
+
+class Crowd:
+    """The lines."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._lines: dict[object, _Line] = {}
+        self._at: dict[str, tuple[object, Place]] = {}
+        self._came = 0
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def join(self, task: Task) -> None:
+        """It waits for room. Who was called and found none is where it was before."""
+        key, uid = wants(task), task.id
+        came = self._at[uid][1][1] if uid in self._at else self._next()
+        self.leave(uid)
+        place = (-task.spec.priority, came, uid)
+        line = self._lines.setdefault(key, _Line(task))
+        heapq.heappush(line.waiting, place)
+        self._at[uid] = (key, place)
+
+    def leave(self, uid: str) -> None:
+        """It was placed, or waits for something else, or is gone."""
+        found = self._at.pop(uid, None)
+        if found is None:
+            return
+        line = self._lines[found[0]]
+        if line.called.pop(uid, None) is None:
+            line.waiting.remove(found[1])
+            heapq.heapify(line.waiting)
+        if not line.waiting and not line.called:
+            del self._lines[found[0]]
+
+    def outranks(self, task: Task) -> bool:
+        """Whether somebody who comes before the task waits for a proplet that it may have."""
+        if not self._at:
+            return False
+        key, known = wants(task), self._at.get(task.id)
+        if known is not None and task.id in self._lines[known[0]].called:
+            return False
+        mine = known[1] if known is not None else (-task.spec.priority, self._came + 1, task.id)
+        fitting = set(self._fleet.fitting(task))
+        for other, line in self._lines.items():
+            if other != key and fitting.isdisjoint(self._fleet.fitting(line.sample)):
+                continue
+            first = min((*line.waiting[:1], *line.called.values()), default=None)
+            if first is not None and first < mine:
+                return True
+        return False
+
+    def call(self, mono: float) -> Iterator[str]:
+        """Yield who has room now, or no proplet any more, which is not to be waited for here."""
+        if not self._at:
+            return
+        free = self._free(mono)
+        for line in list(self._lines.values()):
+            fitting = self._fleet.fitting(line.sample)
+            if not fitting:
+                while line.waiting:
+                    yield self._called(line)
+            for _ in line.called:
+                _take(free, fitting)
+        while (following := self._next_line(free)) is not None:
+            _take(free, self._fleet.fitting(following.sample))
+            yield self._called(following)
+
+    def _next_line(self, free: dict[str, int]) -> _Line | None:
+        """The line of the first of all who could have a place."""
+        lines = [
+            line
+            for line in self._lines.values()
+            if line.waiting and any(free.get(proplet, 0) > 0 for proplet in self._fleet.fitting(line.sample))
+        ]
+        return min(lines, key=lambda line: line.waiting[0], default=None)
+
+    def _called(self, line: _Line) -> str:
+        place = heapq.heappop(line.waiting)
+        line.called[place[2]] = place
+        return place[2]
+
+    def _free(self, mono: float) -> dict[str, int]:
+        fleet = self._fleet
+        return {
+            proplet: fleet.window - len(fleet.held.get(proplet, ()))
+            for proplet, peer in fleet.peers.items()
+            if peer.alive and fleet.resting.get(proplet, 0.0) <= mono
+        }
+
+    def _next(self) -> int:
+        self._came += 1
+        return self._came
+
+
+def _take(free: dict[str, int], fitting: tuple[str, ...]) -> None:
+    best = max(fitting, key=lambda proplet: free.get(proplet, 0), default=None)
+    if best is not None and best in free:
+        free[best] -= 1

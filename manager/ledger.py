@@ -1,0 +1,83 @@
+"""The Tasks' records, written as the core decides: settle, record, and again where somebody else was faster.
+
+Place in the flow: the controller says which task and what it was told; here it is decided over the task as it is known,
+recorded with the version that was decided over, and announced. What is to be sent is the controller's business.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+from proplet.manager.announcer import Announcer
+from proplet.manager.book import Book
+from proplet.manager.core import settle
+from proplet.manager.deletion import with_mark
+from proplet.manager.exchange import Decision, Moment, Signal
+from proplet.manager.model import Kind, Task
+from proplet.manager.ports import ConflictError, NotFoundError, Store
+from proplet.manager.world import World
+
+
+class Ledger:
+    """Writes Tasks' statuses. `learn` takes over what was written."""
+
+    def __init__(
+        self,
+        store: Store,
+        book: Book,
+        world: World,
+        learn: Callable[[Task], object],
+        *,
+        now: Callable[[], Moment],
+        announcer: Announcer,
+    ) -> None:
+        self._store = store
+        self._book = book
+        self._world = world
+        self._now = now
+        self._learn = learn
+        self._announcer = announcer
+
+    async def settle(self, uid: str, signals: Sequence[Signal]) -> Decision:
+        """Decide about a task and record that; return what is left to do. Raises StoreUnavailableError."""
+        try:
+            while True:
+                task = self._book.get(uid)
+                if task is None:
+                    return Decision()
+                try:
+                    return await self._once(task, signals)
+                except ConflictError:
+                    await self._read_again(task)
+        except NotFoundError:
+            self._world.fleet.assign(uid, None)  # the watch tells, too; until then there is nothing to do
+            return Decision()
+
+    async def _once(self, task: Task, signals: Sequence[Signal]) -> Decision:
+        decision = settle(task, signals, self._book.contacts(task.id), self._world, self._now())
+        if decision.status is not None:
+            recorded = cast("Task", await self._store.record(replace(task, status=decision.status)))
+            self._learn(recorded)
+            self._announcer.task(task, recorded)
+        elif decision.delete:
+            await self._store.delete(Kind.TASK, task.meta.key, task.meta.version)
+        if decision.mark is not None:
+            await self._mark(task.id, marked=decision.mark)
+        return decision
+
+    async def _mark(self, uid: str, *, marked: bool) -> None:
+        """Put our finalizer on a task, or take it off. Where somebody was faster, the next look does it."""
+        task = self._book.get(uid)
+        if task is None:
+            return
+        try:
+            self._learn(cast("Task", await self._store.put(with_mark(task, marked=marked))))
+        except ConflictError:
+            await self._read_again(task)
+
+    async def _read_again(self, task: Task) -> None:
+        fresh = cast("Task", await self._store.get(Kind.TASK, task.meta.key))
+        if fresh.id != task.id:
+            raise NotFoundError(f"task {task.meta.key} is another one now")
+        self._learn(fresh)
+        self._book.index(self._book.get(task.id) or fresh)
