@@ -35,13 +35,14 @@ class Told:
 class WorkDecision:
     """What a look at a work came to, to be done in this order.
 
-    `delete` names Tasks to delete, `create` resources to make (one that exists is left as it is), `work` is the work
-    with the status to record (unchanged: nothing is recorded), `wake_at` the moment of the next look that no change
-    will bring (0.0: none).
+    `create` are resources to make (one that exists is left as it is), `delete` names Tasks to delete, `stop` Tasks to
+    stop, `work` is the work with the status to record (unchanged: nothing is recorded), `wake_at` the moment of the
+    next look that no change will bring (0.0: none).
     """
 
     work: Work
     create: tuple[Resource, ...] = ()
     delete: tuple[Key, ...] = ()
+    stop: tuple[Key, ...] = ()
     told: tuple[Told, ...] = ()
     wake_at: float = 0.0
