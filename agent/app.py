@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,6 +213,13 @@ async def _start_manager(
     """Run the manager, if there is to be one; return the path of its API's socket."""
     if settings.manager is None:
         return None
+    mqtt = parts.link_settings(settings, address, access.client_id, access.username, access.password)
+    if settings.kubernetes is not None:
+        from proplet.agent.app_cluster import ERRORS, open_cluster
+
+        with _as_node_errors(*ERRORS):
+            await stack.enter_async_context(open_cluster(settings, mqtt))
+        return None
     from proplet.manager.api import ApiError, ApiSettings
     from proplet.manager.api_routes import NodeState
     from proplet.manager.app import ManagerSettings, open_manager
@@ -222,7 +230,7 @@ async def _start_manager(
     services = ("agent", "broker", "manager") if broker else ("agent", "manager")
     about = NodeState(version("proplet"), services, settings.node.id, broker_address=address, started_at=time.time())
     wanted = ManagerSettings(
-        mqtt=parts.link_settings(settings, address, access.client_id, access.username, access.password),
+        mqtt=mqtt,
         topics=parts.topics_of(settings),
         manager_id=access.client_id,
         store=given.store,
@@ -315,8 +323,30 @@ async def _proof(shell: Shell) -> None:
 
 def run(settings: NodeSettings) -> int:
     """Run the node until a signal ends it; return the exit code. Errors go to the log, one line each."""
+    return _ended(lambda: _serve(partial(_be_the_node, settings)))
+
+
+def run_manager(settings: NodeSettings) -> int:
+    """Run only the manager of a cluster, until a signal ends it; return the exit code."""
+    return _ended(lambda: _serve(partial(_be_the_manager, settings)))
+
+
+def remove_finalizers(settings: NodeSettings) -> int:
+    """Take the finalizers off a cluster's resources; return the exit code."""
+
+    async def remove() -> None:
+        from proplet.agent.app_cluster import ERRORS, free_resources
+
+        with _as_node_errors(*ERRORS):
+            log.info("%d resources were freed of their finalizers", await free_resources(settings))
+
+    return _ended(remove)
+
+
+def _ended(work: Callable[[], Awaitable[None]]) -> int:
+    """Do the work of a process; return its exit code."""
     try:
-        anyio.run(_serve, settings)
+        anyio.run(work)
     except (NodeError, StorageError) as error:
         return _explain([error])
     except BaseExceptionGroup as group:
@@ -345,8 +375,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-async def _serve(settings: NodeSettings) -> None:
-    """Run the node until the first signal. It is then left in order, not cancelled: a goodbye needs the broker."""
+async def _serve(be: Callable[[Notifier, anyio.Event], Awaitable[None]]) -> None:
+    """Be something until the first signal. It is then left in order, not cancelled: a goodbye needs the broker."""
     notifier = Notifier.from_environment()
     ending = anyio.Event()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -356,12 +386,12 @@ async def _serve(settings: NodeSettings) -> None:
                 async for number in signals:
                     if ending.is_set():
                         os._exit(128 + number)  # asked twice: now
-                    log.info("%s: the node ends", signal.Signals(number).name)
+                    log.info("%s: the end", signal.Signals(number).name)
                     notifier.stopping("ending")
                     ending.set()
 
             tasks.start_soon(listen, name="signals")
-            await _be_the_node(settings, notifier, ending)
+            await be(notifier, ending)
             tasks.cancel_scope.cancel()
 
 
@@ -377,6 +407,20 @@ async def _be_the_node(settings: NodeSettings, notifier: Notifier, ending: anyio
             if interval_s and not ending.is_set():
                 await node.alive()
                 notifier.watchdog()
+
+
+async def _be_the_manager(settings: NodeSettings, notifier: Notifier, ending: anyio.Event) -> None:
+    from proplet.agent.app_cluster import ERRORS, open_cluster
+
+    address, key = settings.mqtt.address, settings.mqtt.client_key
+    own = settings.mqtt.client_id or settings.node.id
+    assert address is not None
+    with _as_node_errors(*ERRORS):
+        mqtt = parts.link_settings(settings, address, own, own, key.reveal() if key else "")
+        async with open_cluster(settings, mqtt):
+            log.info("starting manager: %s, broker %s", own, address)
+            notifier.ready(f"manager {own}")
+            await ending.wait()
 
 
 def _roles(node: Node) -> Iterator[str]:

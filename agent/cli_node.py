@@ -21,7 +21,8 @@ def up(options: argparse.Namespace) -> int:
 
     from proplet.agent.systemd import configure_logging
 
-    flags = {setting: getattr(options, flag) for flag, setting in _FLAGS.items() if getattr(options, flag) is not None}
+    given = ((setting, getattr(options, flag, None)) for flag, setting in _FLAGS.items())
+    flags = {setting: text for setting, text in given if text is not None}
     loaded = read(Path(options.config) if options.config else None, flags=flags)
     # WARN and ERROR are names of logging's, too.
     configure_logging(getattr(logging, loaded.settings.node.log_level.name))

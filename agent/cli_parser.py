@@ -78,6 +78,7 @@ def build() -> argparse.ArgumentParser:
 
     server = _server_options()
     _node_commands(add)
+    _manager_command(add)
     _run_command(add)
     _resource_commands(add, server)
     add("version", "cli_misc:version", "show the versions of this program and of the node", server)
@@ -127,6 +128,64 @@ def _node_commands(add: Add) -> None:
         view = views.add_parser(name, help=summary, description=summary)
         view.set_defaults(target=f"cli_config:{name}")
         _config_option(view)
+
+
+#: Flags of the reference's operator that mean nothing here.
+_OPERATORS_OWN = (
+    "enable-http2 webhook-cert-path webhook-cert-name webhook-cert-key "
+    "zap-log-level zap-devel zap-encoder zap-stacktrace-level zap-time-encoding"
+).split()
+
+
+def _manager_command(add: Add) -> None:
+    """The arguments of the reference's operator, old and new, and ours."""
+    command = add("manager", "cli_manager:manager", "run only the manager, of the resources of a Kubernetes cluster")
+    _config_option(command)
+
+    def option(*names: str, metavar: str, text: str, **more: Any) -> None:
+        command.add_argument(*names, metavar=metavar, help=text, **more)
+
+    def switch(name: str, text: str) -> None:
+        command.add_argument(name, nargs="?", const="true", metavar="BOOL", help=text)
+
+    option("--mqtt-address", metavar="URL", text="the MQTT broker, such as tcp://host:1883")
+    option("--domain-id", "--tenant-id", metavar="ID", text="the domain (tenant) on it", dest="domain_id")
+    option("--channel-id", metavar="ID", text="the channel")
+    option("--client-id", "--entity-id", metavar="ID", text="the manager's MQTT client id and user", dest="client_id")
+    option(
+        "--client-key", "--api-key", metavar="KEY", text="its key; everybody can see it, better use:", dest="client_key"
+    )
+    option("--client-key-file", metavar="FILE", text="a file with the key")
+    option("--mqtt-qos", metavar="N", text="accepted for the reference's manifests; commands always go at QoS 1")
+    option("--mqtt-timeout", metavar="TIME", text="how long to wait for the broker's acknowledgement (default: 20s)")
+    option("--mqtt-ca-file", metavar="FILE", text="the authorities that the broker's certificate may be of")
+    option("--mqtt-cert-file", metavar="FILE", text="the manager's certificate, for a broker that wants one")
+    option("--mqtt-key-file", metavar="FILE", text="the key of that certificate")
+    option("--kubeconfig", metavar="FILE", text="how to reach the cluster (default: as a pod, or KUBECONFIG)")
+    option("--context", metavar="NAME", text="the context of the kubeconfig (default: its current one)")
+    only = "manage only this namespace; repeatable (default: WATCH_NAMESPACE, or all)"
+    option("-n", "--namespace", metavar="NAME", text=only, action="append", default=[])
+    option("--api-group", metavar="GROUP", text="the API group of the resources")
+    switch("--leader-elect", "work only while holding the Lease, so that several can run")
+    option("--lease-namespace", metavar="NAME", text="where the Lease is (default: the pod's namespace)")
+    switch("--register", "make resources of proplets that announce themselves")
+    option("--health-probe-bind-address", metavar="ADDRESS", text="for /healthz and /readyz (default: :8081; 0: none)")
+    option("--metrics-bind-address", metavar="ADDRESS", text="for /metrics (default: 0, none)")
+    switch("--metrics-secure", "serve /metrics by TLS; needs --metrics-cert-path")
+    option("--metrics-cert-path", metavar="DIR", text="the directory of the certificate for /metrics")
+    option("--metrics-cert-name", metavar="FILE", text="its file in there (default: tls.crt)", default="tls.crt")
+    option("--metrics-cert-key", metavar="FILE", text="its key's file (default: tls.key)", default="tls.key")
+    option("--liveliness-interval", metavar="TIME", text="how often a proplet's lastSeen is written (default: 30s)")
+    option("--last-seen-threshold", metavar="TIME", text="how much silence makes a proplet offline (default: 30s)")
+    option("--scheduler", metavar="NAME", text="accepted for the reference's manifests; the least loaded is chosen")
+    command.add_argument("--log-level", choices=("debug", "info", "warn", "error"), help="how much to log")
+    for name in _OPERATORS_OWN:
+        command.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
+    command.add_argument(
+        "--remove-finalizers",
+        action="store_true",
+        help="run nothing: take this manager's finalizers off all resources, before the CRDs are deleted, and end",
+    )
 
 
 def _config_option(command: argparse.ArgumentParser) -> None:

@@ -37,6 +37,17 @@ FLAGS: Mapping[str, str] = {
     "mqtt.domain": "domain-id",
     "mqtt.channel": "channel-id",
     "mqtt.client_id": "client-id",
+    "mqtt.tls.ca_file": "mqtt-ca-file",
+    "mqtt.tls.cert_file": "mqtt-cert-file",
+    "mqtt.tls.key_file": "mqtt-key-file",
+    "kubernetes.namespaces": "namespace",
+    "kubernetes.group": "api-group",
+    "kubernetes.health_address": "health-probe-bind-address",
+    "kubernetes.metrics_address": "metrics-bind-address",
+    "kubernetes.metrics_cert_file": "metrics-cert-path",
+    "kubernetes.metrics_key_file": "metrics-cert-path",
+    "kubernetes.last_seen_interval": "liveliness-interval",
+    "manager.liveliness_timeout": "last-seen-threshold",
 }
 
 #: sysexits.h, EX_CONFIG: the unit does not restart a node that ends with it.
@@ -177,8 +188,10 @@ class _Sources:
         given = overlay(overlay(self.credentials, self.configuration), self.variables)
         address = given_in(given, "mqtt.address")
         alone = not self.configured and not self.credentials and address is None
-        for name in ("broker", "manager"):
-            on = self.switches.get(name, alone or isinstance(self.configuration.get(name), dict))
+        clustered = self.switches.get("kubernetes", isinstance(self.configuration.get("kubernetes"), dict))
+        wanted = {"broker": alone, "manager": alone or clustered, "kubernetes": False}
+        for name, implied in wanted.items():
+            on = self.switches.get(name, implied or isinstance(self.configuration.get(name), dict))
             if on:
                 given.setdefault(name, {})
             elif name in self.variables:

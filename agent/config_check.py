@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from proplet.agent.config_reader import Problem
-from proplet.agent.config_schema import AgentTable, ApiTable, BrokerTable, MqttTable, NodeSettings
+from proplet.agent.config_schema import AgentTable, ApiTable, BrokerTable, KubernetesTable, MqttTable, NodeSettings
 from proplet.agent.mqtt_model import AddressError, parse_address
 
 # unix(7): sun_path holds 108 bytes, the last of them zero.
 _MAX_SOCKET_PATH = 107
 _MAX_ID = 128
 _MIN_TOKEN = 16  # of the manager's API
+_MAX_PORT = 65535
 
 
 def check(settings: NodeSettings, origins: Mapping[str, str]) -> Iterator[Problem]:
@@ -33,6 +34,8 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
         yield from _api(settings.manager.api)
         if len(bytes(settings.manager.socket)) > _MAX_SOCKET_PATH:
             yield "manager.socket", f"a Unix socket's path has at most {_MAX_SOCKET_PATH} bytes; set a shorter one"
+    if settings.kubernetes is not None:
+        yield from _kubernetes(settings.kubernetes, managed=settings.manager is not None)
     for host, registry in settings.registries.items():
         if (registry.username is None) != (registry.password is None):
             yield f'registries."{host}"', "username and password (or password_file) belong together: give both or none"
@@ -131,6 +134,39 @@ def _token(api: ApiTable) -> Iterator[tuple[str, str]]:
             "manager.api.token",
             f"must have at least {_MIN_TOKEN} ASCII characters, none of them / ? # % : or a space (a URL may hold it)",
         )
+
+
+def _kubernetes(cluster: KubernetesTable, *, managed: bool) -> Iterator[tuple[str, str]]:
+    if not managed:
+        yield "kubernetes", "is about the manager, which is off here: remove it, or run a manager"
+    yield from _readable("kubernetes.kubeconfig", cluster.kubeconfig)
+    for name in cluster.namespaces:
+        if not _is_name(name):
+            yield "kubernetes.namespaces", f'"{name}" is no namespace\'s name: lower-case letters, digits and dashes'
+    if not all(_is_name(part) for part in cluster.group.split(".")):
+        yield "kubernetes.group", f'"{cluster.group}" is no API group, such as propeller.propeller.absmach.eu'
+    for setting, address in (
+        ("kubernetes.health_address", cluster.health_address),
+        ("kubernetes.metrics_address", cluster.metrics_address),
+    ):
+        if address not in (None, "", "0") and bind_address(str(address)) is None:
+            yield setting, f'"{address}" is no address to listen on: host:port, :port, or 0 for none'
+    first, second = cluster.metrics_cert_file, cluster.metrics_key_file
+    yield from _pair("kubernetes.metrics_cert_file", first, "kubernetes.metrics_key_file", second)
+
+
+def _is_name(text: str) -> bool:
+    # RFC 1123: a label of a DNS name.
+    plain = text.isascii() and all(c.isdigit() or c.islower() or c == "-" for c in text)
+    return plain and 0 < len(text) <= 63 and text.strip("-") == text
+
+
+def bind_address(text: str) -> tuple[str, int] | None:
+    """Return host ("" is every one) and port of an address to listen on; None if it is none."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
+        return None
+    return host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:

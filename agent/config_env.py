@@ -59,7 +59,11 @@ WITHOUT_EFFECT = frozenset(
 OTHER = frozenset({"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION", "PROPLET_DEBUG", "PROPLET_SOCKET", "PROPLET_TOKEN"})
 
 #: Tables that may be absent: ``PROPLET_BROKER=true`` is an empty table, ``false`` takes the file's away.
-SWITCHES: Mapping[str, str] = {"PROPLET_BROKER": "broker", "PROPLET_MANAGER": "manager"}
+SWITCHES: Mapping[str, str] = {
+    "PROPLET_BROKER": "broker",
+    "PROPLET_MANAGER": "manager",
+    "PROPLET_KUBERNETES": "kubernetes",
+}
 
 
 @dataclass(slots=True)

@@ -212,7 +212,32 @@ class ManagerTable:
     socket: Path = Path()  # set by load: proplet.sock in the runtime directory
     liveliness_timeout_s: float = setting(30.0, least=2)
     default_deadline_s: float | None = 3600.0
+    mqtt_timeout_s: float = setting(20.0, least=1)  # for the broker's acknowledgement of a command
     api: ApiTable = field(default_factory=ApiTable)
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesTable:
+    """``[kubernetes]``: the manager's resources are those of a cluster, instead of a file of its own.
+
+    Without `kubeconfig` it is the service account of the pod, else ``KUBECONFIG`` or ``~/.kube/config``.
+    """
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+    namespaces: tuple[str, ...] = ()  # whose resources are managed; none are all
+    group: str = "propeller.propeller.abstractmachines.fr"
+    leader_elect: bool = False  # of several managers only the one that holds the Lease works
+    lease_name: str | None = None  # the reference operator's for the group, so that it and this never both work
+    lease_namespace: str | None = None  # the pod's own, else "default"
+    identity: str | None = None  # in the Lease; the host's name and a random part
+    register: bool = False  # make resources of proplets that announce themselves
+    last_seen_interval_s: float = setting(30.0, least=1)  # how often a proplet's lastSeen is written
+    # Where /healthz and /readyz, and /metrics, are served: "host:port" or ":port"; none or "0" is nowhere.
+    health_address: str | None = None
+    metrics_address: str | None = None
+    metrics_cert_file: Path | None = None
+    metrics_key_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,3 +252,4 @@ class NodeSettings:
     registries: Mapping[str, RegistryTable] = field(default_factory=dict)
     broker: BrokerTable | None = None
     manager: ManagerTable | None = None
+    kubernetes: KubernetesTable | None = None

@@ -40,6 +40,7 @@ class Collection:
     version: str
     plural: str
     kind: str
+    selector: str = ""  # lists and watches have only objects with these labels
 
     @property
     def api_version(self) -> str:
@@ -150,14 +151,15 @@ class KubernetesApi:
 
     def pages(self, collection: Collection, namespace: str | None = None) -> Iterator[Document]:
         """Yield the pages of a list of all objects, all as of one version. Raises as `request`."""
-        query: dict[str, Any] = {"limit": _PAGE}
+        chosen = {"labelSelector": collection.selector} if collection.selector else {}
+        query: dict[str, Any] = {"limit": _PAGE, **chosen}
         while True:
             page = self.request("GET", collection.path(namespace), query=query, what=f"list {collection.plural}")
             yield page
             more = page.get("metadata", {}).get("continue")
             if not more:
                 return
-            query = {"limit": _PAGE, "continue": more}
+            query = {"limit": _PAGE, "continue": more, **chosen}
 
     def get(self, collection: Collection, namespace: str, name: str) -> Document:
         """Return one object. Raises as `request`."""
@@ -216,6 +218,8 @@ class KubernetesApi:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": _WATCH_FOR_S,
         }
+        if collection.selector:
+            query["labelSelector"] = collection.selector
         what = f"watch {collection.plural}"
         if not stream.begin():
             return

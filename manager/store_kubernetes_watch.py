@@ -78,7 +78,7 @@ class Reflector:
 
     async def _watch(self) -> None:
         failure: StoreError | None = None
-        async with _closing(self._api.stream()) as stream:
+        async with closing(self._api.stream()) as stream:
             try:
                 await to_thread.run_sync(self._read_watch, stream, limiter=self._api.watches)
             except StoreError as error:
@@ -133,7 +133,7 @@ class Reflector:
 
 
 @asynccontextmanager
-async def _closing(stream: Stream) -> AsyncIterator[Stream]:
+async def closing(stream: Stream) -> AsyncIterator[Stream]:
     """Close the stream when the block is cancelled: the thread that reads it is noticed by nothing else."""
 
     async def close_when_cancelled() -> None:

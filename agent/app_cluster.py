@@ -1,0 +1,81 @@
+"""The part of the application that is about a cluster: its manager, told what the settings say, and the way out."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from proplet.agent import parts
+from proplet.agent.config_check import bind_address
+from proplet.agent.config_schema import NodeSettings
+from proplet.agent.mqtt_model import MqttSettings
+from proplet.manager.cluster import ClusterSettings, Reign, lease_terms, open_cluster_manager
+from proplet.manager.exchange import Policy
+from proplet.manager.freeing import free
+from proplet.manager.health import HealthError
+from proplet.manager.kubernetes_access import Access
+from proplet.manager.ports import StoreError
+
+if TYPE_CHECKING:
+    from proplet.agent.config_schema import KubernetesTable
+
+log = logging.getLogger(__name__)
+
+#: What keeps a cluster's manager from starting.
+ERRORS: Final = (StoreError, HealthError, ValueError)
+
+
+def access_of(table: "KubernetesTable") -> Access:
+    """How the cluster is reached."""
+    return Access(table.kubeconfig, table.context or "")
+
+
+def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSettings:
+    """What the manager is told."""
+    table, manager = settings.kubernetes, settings.manager
+    assert table is not None
+    assert manager is not None
+    certificate = None
+    if table.metrics_cert_file and table.metrics_key_file:
+        certificate = (str(table.metrics_cert_file), str(table.metrics_key_file))
+    lease = None
+    if table.leader_elect:
+        lease = lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity)
+    return ClusterSettings(
+        mqtt=mqtt,
+        topics=parts.topics_of(settings),
+        manager_id=mqtt.client_id,
+        access=access_of(table),
+        group=table.group,
+        namespaces=table.namespaces,
+        lease=lease,
+        policy=Policy(
+            silence_s=manager.liveliness_timeout_s,
+            silent_deadline_s=manager.default_deadline_s or float("inf"),
+            finalizers=True,
+            last_seen_every_s=table.last_seen_interval_s,
+        ),
+        register=table.register,
+        reply_s=manager.mqtt_timeout_s,
+        health=_bound(table.health_address),
+        metrics=_bound(table.metrics_address),
+        metrics_certificate=certificate,
+    )
+
+
+def _bound(address: str | None) -> tuple[str, int] | None:
+    return None if address in (None, "", "0") else bind_address(str(address))
+
+
+@asynccontextmanager
+async def open_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncIterator[Reign]:
+    """Run the manager of the cluster that the settings name. Raises one of `ERRORS`: it cannot start as configured."""
+    async with open_cluster_manager(cluster_settings(settings, mqtt)) as reign:
+        yield reign
+
+
+async def free_resources(settings: NodeSettings) -> int:
+    """Take this manager's finalizers off every resource; return how many had one. Raises StoreError."""
+    table = settings.kubernetes
+    assert table is not None
+    return await free(access_of(table), table.group, table.namespaces)

@@ -1,0 +1,141 @@
+"""``/healthz``, ``/readyz`` and ``/metrics`` over HTTP, for probes and Prometheus.
+
+A few lines instead of the HTTP API's framework, which would cost a manager without that API 5 MB. It reads nothing but
+a GET's first line, answers once and closes; what is sent to it cannot change anything.
+"""
+
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
+from anyio.streams.tls import TLSStream
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 5.0
+_MOST: Final = 8192  # bytes of a request
+_CONNECTIONS: Final = 32
+_TEXT: Final = "text/plain; charset=utf-8"
+_METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
+_WORDS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class HealthError(Exception):
+    """An address cannot be listened on; the message says which, why, and how to choose another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a page says."""
+
+    text: str
+    ok: bool = True
+    content_type: str = _TEXT
+
+
+Page = Callable[[], Answer]
+
+
+def metrics_page(lines: Callable[[], str]) -> Page:
+    """The page of metrics in Prometheus' format."""
+    return lambda: Answer(lines(), content_type=_METRICS)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where pages are served: host ("" for every one), port (0 for a free one) and, for TLS, certificate and key."""
+
+    host: str
+    port: int
+    pages: Mapping[str, Page]
+    certificate: tuple[str, str] | None = None
+    setting: str = ""
+
+
+@asynccontextmanager
+async def open_site(site: Site) -> AsyncIterator[int]:
+    """Serve pages while the context is open; yields the port.
+
+    Raises:
+        HealthError: the address or the certificate cannot be used.
+    """
+    try:
+        tls = _tls(site.certificate) if site.certificate else None
+        # One socket for both families where there are both ("" is every address).
+        listener = await anyio.create_tcp_listener(local_host=site.host or None, local_port=site.port)
+    except (OSError, ssl.SSLError) as error:
+        where = f"{site.host}:{site.port}"
+        raise HealthError(f"{where} cannot be listened on ({error}): choose another {site.setting}, or 0") from error
+    limit = anyio.CapacityLimiter(_CONNECTIONS)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, partial(_serve, site.pages, tls, limit))
+        yield int(listener.extra(SocketAttribute.local_port))  # noqa: S610 - no Django here
+        tasks.cancel_scope.cancel()
+
+
+def _tls(files: tuple[str, str]) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*files)
+    return context
+
+
+async def _serve(
+    pages: Mapping[str, Page], tls: ssl.SSLContext | None, limit: anyio.CapacityLimiter, raw: SocketStream
+) -> None:
+    async with raw:
+        try:
+            with anyio.move_on_after(PATIENCE_S):
+                async with limit:
+                    stream: ByteStream = raw
+                    if tls is not None:
+                        stream = await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
+                    await stream.send(_response(pages, await _request(stream)))
+        except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
+            pass  # it went away
+
+
+async def _request(stream: ByteStream) -> bytes:
+    """Return a request's first line, after its head has been read, so that closing does not reset the connection."""
+    head = b""
+    while b"\r\n\r\n" not in head and len(head) < _MOST:
+        head += await stream.receive(_MOST)
+    return head.partition(b"\r\n")[0]
+
+
+def _response(pages: Mapping[str, Page], line: bytes) -> bytes:
+    parts = line.decode("latin-1").split(" ")
+    if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
+        return _page(400, Answer("this is no HTTP/1 request\n"))
+    if parts[0] not in ("GET", "HEAD"):
+        return _page(405, Answer("only GET\n"))
+    page = pages.get(parts[1].partition("?")[0])
+    if page is None:
+        return _page(404, Answer(f"here are {', '.join(pages)}\n"))
+    try:
+        answer = page()
+    except Exception:
+        log.exception("a defect of this program: %s", parts[1])
+        return _page(500, Answer("the log says why\n"))
+    return _page(200 if answer.ok else 503, answer, body=parts[0] == "GET")
+
+
+def _page(status: int, answer: Answer, *, body: bool = True) -> bytes:
+    data = answer.text.encode()
+    head = (
+        f"HTTP/1.1 {status} {_WORDS[status]}\r\nContent-Type: {answer.content_type}\r\nContent-Length: {len(data)}\r\n"
+        "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (data if body else b"")
