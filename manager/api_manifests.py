@@ -36,9 +36,16 @@ _MAX_OBJECTS: Final = 1000
 
 KINDS: Final = {
     name: kind
-    for kind, names in {Kind.TASK: "tasks task", Kind.PROPLET: "proplets proplet"}.items()
+    for kind, names in {
+        Kind.TASK: "tasks task",
+        Kind.PROPLET: "proplets proplet",
+        Kind.JOB: "propellerjobs propellerjob pjob",
+        Kind.FEDERATED_JOB: "federatedjobs federatedjob",
+        Kind.ROUND: "trainingrounds traininground",
+    }.items()
     for name in names.split()
 }
+PLURALS: Final = tuple(name for name in KINDS if name.endswith("s"))
 
 
 def kind_of(text: str) -> Kind:
@@ -49,7 +56,7 @@ def kind_of(text: str) -> Kind:
     """
     kind = KINDS.get(text.lower())
     if kind is None:
-        raise ProblemError(404, "no_such_kind", f"there is no kind {text[:50]!r}; there are tasks and proplets")
+        raise ProblemError(404, "no_such_kind", f"there is no kind {text[:50]!r}; there are {', '.join(PLURALS)}")
     return kind
 
 

@@ -19,7 +19,10 @@ _PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "status": ({"enum": ["active", "inactive"]}, "Only proplets that are alive, or that are not."),
     "namespace": ({"type": "string"}, "Only this namespace."),
     "name": ({"type": "string"}, "Only the resource of this name."),
-    "kind": ({"enum": ["tasks", "proplets"]}, "What to watch. Required."),
+    "kind": (
+        {"enum": ["tasks", "proplets", "propellerjobs", "federatedjobs", "trainingrounds"]},
+        "What to watch. Required.",
+    ),
     "since": ({"type": "integer", "minimum": 0}, "The version to go on from; without it, all there is comes first."),
     "dryRun": ({"type": "boolean", "default": False}, "Check and answer what would be done, do nothing."),
     "Last-Event-ID": ({"type": "integer"}, "The id of the last event that was seen; wins over `since`."),

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from proplet.manager.api_http import invalid, problem_of, unavailable, whole
-from proplet.manager.api_manifests import KINDS
+from proplet.manager.api_manifests import KINDS, PLURALS
 from proplet.manager.api_routes import Context, Operation
 from proplet.manager.manifest import to_manifest
 from proplet.manager.model import Kind, Resource
@@ -34,7 +34,7 @@ async def watch(context: Context, request: Request) -> Response:
     """Stream the changes of a kind since a version, or everything there is and then the changes."""
     kind = KINDS.get(request.query_params.get("kind", "").lower())
     if kind is None:
-        raise invalid("kind must be tasks or proplets")
+        raise invalid(f"kind must be one of {', '.join(PLURALS)}")
     if context.stats.watchers >= context.max_watchers:
         raise unavailable("too_many_watchers", f"{context.max_watchers} watches are open, the most this node allows")
     # The header wins: it is where a browser's own reconnection says how far it came.
