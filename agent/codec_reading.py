@@ -262,8 +262,12 @@ def _read_interval(value: Any, where: str) -> float:
 
 
 def _read_results(value: Any, where: str) -> str | wire.FederatedUpdate:
-    if isinstance(value, dict) and "round_id" in value:
-        return typing.cast("wire.FederatedUpdate", read(wire.FederatedUpdate, value, where))
+    """A federated update as proplets of the reference word it; every other form stays text, for who looks into it."""
+    if isinstance(value, dict) and {"task_id", "round_id", "update_b64"} <= value.keys():
+        try:
+            return typing.cast("wire.FederatedUpdate", read(wire.FederatedUpdate, value, where))
+        except ValueError:
+            pass  # it is wrong, or another client's wording; the result as such is none the worse
     return _read_result_text(value, where)
 
 

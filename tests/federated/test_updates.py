@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proplet.agent import wire
+from proplet.agent import codec, wire
 from proplet.agent.events import Outcome
 from proplet.agent.results import result_of
+from proplet.agent.topics import Route
 from proplet.agent.wire import Reason, Start
 from proplet.manager.averaging import (
     MAX_UPDATE_BYTES,
@@ -130,6 +131,34 @@ def test_the_client_of_the_references_demonstration_is_understood() -> None:
     for results in (printed, told({}, printed)):
         envelope = read_envelope(results)
         assert (envelope.parameters().values, envelope.num_samples) == ((4, 1, 2, 3), 9)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        PLAIN,
+        {**PLAIN, "round_id": "round-3", "num_samples": "20"},
+        {name: value for name, value in PLAIN.items() if name not in ("task_id", "job_id")},
+        {"update_envelope": PLAIN},
+        json.dumps(PLAIN),
+        {"round_id": "3", "num_samples": 20, "update": [1.5, 2.5]},
+    ],
+)
+def test_an_envelope_of_any_wording_arrives_over_the_wire(results) -> None:
+    message = {"task_id": "t", "proplet_id": "p", "results": results, "error": None}
+    result = codec.decode(Route.RESULTS, json.dumps(message).encode())
+    assert isinstance(result, wire.Result)
+    envelope = read_envelope(result_text(result))
+    assert (envelope.parameters().values, envelope.num_samples) == ((1.5, 2.5), 20)
+    assert same_round(envelope.round_id, "3")
+
+
+def test_a_broken_envelope_costs_the_update_and_not_the_result() -> None:
+    message = {"task_id": "t", "results": {**PLAIN, "update_b64": "!"}, "error": None}
+    result = codec.decode(Route.RESULTS, json.dumps(message).encode())
+    assert isinstance(result, wire.Result)
+    with pytest.raises(EnvelopeError, match="base64"):
+        read_envelope(result_text(result))
 
 
 def test_single_precision_from_a_guest_that_prints_an_envelope() -> None:
