@@ -30,7 +30,7 @@ _SOCKET_OPTIONS: Final = (
         if hasattr(socket, name)
     ),
 )
-_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where a pod has it
 
 
 class AccessError(StoreUnavailableError):
@@ -46,6 +46,7 @@ class Access:
 
     kubeconfig: Path | None = None
     context: str = ""
+    service_account: Path = SERVICE_ACCOUNT
 
     @property
     def in_cluster(self) -> bool:
@@ -56,7 +57,7 @@ class Access:
 def pod_namespace() -> str | None:
     """Return the namespace of the pod this runs in, None outside of one."""
     try:
-        return _NAMESPACE_FILE.read_text().strip() or None
+        return (SERVICE_ACCOUNT / "namespace").read_text().strip() or None
     except OSError:
         return None
 
@@ -111,23 +112,24 @@ def make_client(access: Access, sockets: Sockets, connections: int) -> Any:
     Raises:
         AccessError: it is not known how to reach a cluster.
     """
-    from kubernetes import client
-    from kubernetes import config as kubernetes_config
+    from kubernetes import client, config
+    from yaml import YAMLError
 
-    config: Any = kubernetes_config  # it has no types
-
+    loading: Any = config  # it has no types
     configuration = client.Configuration()
     try:
         if access.in_cluster:
-            config.load_incluster_config(configuration)
+            account = access.service_account
+            loader = loading.incluster_config.InClusterConfigLoader(str(account / "token"), str(account / "ca.crt"))
+            loader.load_and_set(configuration)
         else:
-            config.load_kube_config(
+            loading.load_kube_config(
                 str(access.kubeconfig) if access.kubeconfig else None,
                 access.context or None,
                 configuration,
                 persist_config=False,
             )
-    except (config.ConfigException, OSError, ValueError, TypeError) as error:
+    except (config.ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
         where = "the pod's service account" if access.in_cluster else str(access.kubeconfig or "the kubeconfig")
         raise AccessError(f"{where} does not say how to reach a cluster: {error}") from error
     configuration.connection_pool_maxsize = connections
@@ -170,4 +172,5 @@ def reaching(what: str) -> Iterator[None]:
 
 
 def _plain(error: BaseException) -> str:
-    return str(getattr(error, "reason", None) or error).replace("\n", ": ")
+    said = getattr(error, "reason", None) or (error.args[0] if error.args else error)
+    return str(said).replace("\n", ": ")

@@ -76,7 +76,7 @@ class Lease:
     async def acquire(self) -> None:
         """Wait until this candidate holds the Lease."""
         told = ""
-        while not await self._quietly_attempt():
+        while not await self.attempt():
             if self.holder and self.holder != told:
                 told = self.holder
                 log.info("%s holds the lease %s; waiting", self.holder, self._name)
@@ -93,7 +93,7 @@ class Lease:
             await anyio.sleep(self._terms.retry_s)
             left = self._renewed_at + self._terms.renew_deadline_s - self._clock()
             with anyio.move_on_after(max(left, 0.0)):  # a server that does not answer must not hold us past it
-                await self._quietly_attempt()
+                await self.attempt()
             if self.holder not in ("", self._terms.identity):
                 raise LeaseLostError(f"the lease {self._name} is now held by {self.holder}")
             if self._clock() >= self._renewed_at + self._terms.renew_deadline_s:
@@ -111,7 +111,8 @@ class Lease:
             except StoreError as error:
                 log.warning("the lease %s could not be released, it ends by itself: %s", self._name, error)
 
-    async def _quietly_attempt(self) -> bool:
+    async def attempt(self) -> bool:
+        """Take or renew it, if it is ours, free or abandoned; whether that succeeded."""
         try:
             return await self._attempt()
         except (ConflictError, AlreadyExistsError):
@@ -121,7 +122,6 @@ class Lease:
             return False
 
     async def _attempt(self) -> bool:
-        """Take or renew it, if it is ours, free or abandoned; whether it is ours now."""
         await self._look()
         ours = self.holder == self._terms.identity
         if self.holder and not ours and not self._abandoned():

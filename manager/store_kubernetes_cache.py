@@ -82,8 +82,11 @@ class Cache:
         return Listing(tuple(items), self._revision)
 
     async def follow(self, since: int) -> AsyncIterator[Change]:
-        """Yield every change after version `since`. Raises GoneError, StoreUnavailableError."""
-        await self.settle()
+        """Yield every change after `since`, also over interruptions. Raises GoneError, StoreUnavailableError."""
+        await self.ready()
+        writes = dict(self._ours)
+        while self._behind(writes):
+            await self._moved.wait()
         async for change in self._log.follow(since, lambda: self._revision):
             yield change
 
@@ -96,12 +99,16 @@ class Cache:
         await self.ready()
         if self._ours:
             waiting = dict(self._ours)
-            await self._wait(lambda: any(self._awaits(key, entry) for key, entry in waiting.items()), "not told")
+            await self._wait(lambda: self._behind(waiting), "not told")
 
-    def _awaits(self, key: Key, entry: Resource | Removed) -> bool:
-        if isinstance(entry, Removed):
-            return self._ours.get(key) is entry
-        return (self._position(key.namespace) or 0) < entry.meta.version
+    def _behind(self, writes: dict[Key, Resource | Removed]) -> bool:
+        """Whether the watch has still to tell one of these writes of ours."""
+        return any(
+            self._ours.get(key) is entry
+            if isinstance(entry, Removed)
+            else (self._position(key.namespace) or 0) < entry.meta.version
+            for key, entry in writes.items()
+        )
 
     def _position(self, namespace: str) -> int | None:
         return self._positions[None if None in self._positions else namespace]
@@ -111,7 +118,8 @@ class Cache:
             with anyio.fail_after(SETTLE_S):
                 while lacking():
                     if self._problems:
-                        raise next(iter(self._problems.values()))
+                        problem = next(iter(self._problems.values()))
+                        raise type(problem)(*problem.args)
                     await self._moved.wait()
         except TimeoutError:
             raise StoreUnavailableError(
@@ -182,7 +190,7 @@ class Cache:
 
     def failed(self, namespace: str | None, error: StoreError) -> None:
         """The watch does not get on."""
-        self._problems[namespace] = error
+        self._problems[namespace] = error.with_traceback(None)
         self._wake()
 
     def _apply(self, change: Told) -> None:

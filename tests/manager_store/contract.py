@@ -476,6 +476,7 @@ class StoreContract:
             assert (await anext(changes)).resource == made
             for attempt in range(2, 9):
                 made = await store.record(replace(made, status=TaskStatus(attempt=attempt)))
+            await store.list(Kind.TASK)  # after which a store whose changes come from a server has heard of them
             with pytest.raises(GoneError):
                 await anext(changes)
 

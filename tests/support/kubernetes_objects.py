@@ -1,10 +1,14 @@
 """Custom resource definitions for tests of the store: anything goes in spec and status, which is a subresource."""
 
 import json
+import threading
 from typing import Any
+
+import anyio
 
 from proplet.manager.manifest import GROUPS
 from proplet.manager.model import Kind
+from proplet.manager.store_kubernetes import KubernetesStore
 from proplet.manager.store_kubernetes_document import collection_of
 from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer
 
@@ -41,6 +45,22 @@ def install(server: ApiServer, *kinds: Kind, group: str = GROUPS[0]) -> None:
                    input="\n---\n".join(json.dumps(d) for d in definitions))  # fmt: skip
     names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
     server.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+    for kind in kinds or tuple(Kind):
+        await_served(server, collection_of(kind, group).path())
+
+
+def await_served(server: ApiServer, path: str) -> None:
+    """Wait until objects of a new definition can be listed: for a moment their storage is still being made."""
+    pause = threading.Event()
+    for _ in range(200):
+        try:
+            server.call("GET", path)
+            return
+        except ApiError as refused:
+            if refused.status not in (404, 429):
+                raise
+        pause.wait(0.05)
+    raise AssertionError(f"{path} is not served")
 
 
 def empty(server: ApiServer, group: str = GROUPS[0]) -> None:
@@ -63,3 +83,23 @@ def ensure_namespace(server: ApiServer, name: str) -> None:
     except ApiError as refused:
         if refused.status != 409:
             raise
+
+
+async def recovered(store: KubernetesStore) -> None:
+    """Wait until the store is up to date."""
+    with anyio.fail_after(60):
+        while store.problem:  # noqa: ASYNC110  # what changes it is in another process
+            await anyio.sleep(0.02)
+
+
+async def interrupted(store: KubernetesStore) -> None:
+    """Wait until the store has noticed that it is not."""
+    with anyio.fail_after(60):
+        while not store.problem:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+def uninstall(server: ApiServer, *kinds: Kind, group: str = GROUPS[0]) -> None:
+    """Take definitions away again; there must be no objects with finalizers left."""
+    names = [f"crd/{collection_of(kind, group).plural}.{group}" for kind in kinds]
+    server.kubectl("delete", "--ignore-not-found", "--timeout=30s", *names)
