@@ -25,6 +25,7 @@ from proplet.manager.seed import apply_directory
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.store_retention import prune, weight
 from proplet.manager.store_sqlite import open_sqlite_store
+from proplet.manager.works import open_works
 
 if TYPE_CHECKING:
     from proplet.manager.api import Api, ApiSettings
@@ -110,6 +111,7 @@ async def open_manager(
         tasks.start_soon(control.run, bus)
         tasks.start_soon(_prune_now_and_then, store, settings.keep_finished, settings.keep_bytes)
         stack.callback(tasks.cancel_scope.cancel)
+        await stack.enter_async_context(open_works(store, collect_garbage=True))
         api = None
         if settings.api is not None:
             api = await stack.enter_async_context(_serve(settings, store, control, node))

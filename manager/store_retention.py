@@ -1,16 +1,22 @@
-"""What is forgotten so that a store stays bounded: finished Tasks, the longest finished first."""
+"""What is forgotten so that a store stays bounded: finished Tasks and works, the longest finished first.
 
-from collections.abc import Iterable
-from typing import Final
+What somebody still needs is kept: Tasks and rounds of works that have not ended, and Tasks that others wait for.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, cast
 
 import anyio
 
-from proplet.manager.model import Kind, Resource, Task
+from proplet.manager.model import WORKS, FederatedJob, Key, Kind, PropellerJob, Resource, Task, TrainingRound, WorkPhase
 from proplet.manager.phases import TERMINAL
 from proplet.manager.ports import ConflictError, NotFoundError, Store, StoreUnavailableError
 from proplet.manager.store_weight import Scale
 
 _AT_ONCE: Final = 64  # deletions, which share commits
+_ENDED: Final = frozenset({WorkPhase.COMPLETED, WorkPhase.FAILED})
+
+_Work = PropellerJob | FederatedJob | TrainingRound
 
 
 def weight(resources: Iterable[Resource]) -> int:
@@ -27,11 +33,19 @@ async def prune(store: Store, keep: int, *, before: float | None = None, keep_by
     With `keep_bytes`, also the longest finished ones until modules and results of all Tasks fit into that, but for
     the last finished one.
 
-    Scheduled Tasks are kept, they run again; so is a Task that somebody starts again meanwhile. `before` is an epoch
+    Scheduled Tasks are kept, they run again; so is a Task that somebody starts again meanwhile, and what others still
+    need. Of works that have ended, the `keep` last ended ones are kept; they are not counted. `before` is an epoch
     time. Raises StoreUnavailableError; what was deleted until then stays deleted.
     """
     tasks = [task for task in (await store.list(Kind.TASK)).items if isinstance(task, Task)]
-    finished = [task for task in tasks if task.status.phase in TERMINAL and not task.spec.schedule]
+    works = await _works(store)
+    needed = _needed(tasks, works)
+    finished = [
+        task
+        for task in tasks
+        if task.status.phase in TERMINAL and not task.spec.schedule and task.meta.key not in needed
+        if task.meta.owner is None or task.meta.owner.uid not in needed
+    ]
     finished.sort(key=lambda task: (task.status.finished_at, task.meta.version), reverse=True)
     if keep_bytes is not None:
         scale = Scale()
@@ -43,26 +57,61 @@ async def prune(store: Store, keep: int, *, before: float | None = None, keep_by
             scale.take(task)
             keep = min(keep, count - 1)
     old = [task for task in finished[:keep] if before is not None and task.status.finished_at < before]
+    await _delete(store, _old_works(works, keep))
     return await _delete(store, [*old, *finished[keep:]])
 
 
-async def _delete(store: Store, tasks: list[Task]) -> int:
+async def _works(store: Store) -> list[_Work]:
+    listings = [await store.list(kind) for kind in WORKS]
+    return [cast("_Work", item) for listing in listings for item in listing.items]
+
+
+def _needed(tasks: Iterable[Task], works: Iterable[_Work]) -> set[Key | str]:
+    """The keys of Tasks that are waited for, and the uids of the works that have not ended."""
+    needed: set[Key | str] = set()
+    for work in works:
+        if work.status.phase not in _ENDED:
+            needed.add(work.meta.uid)
+            if isinstance(work, PropellerJob):
+                needed.update(Key(name, work.meta.namespace) for name in work.spec.task_refs)
+    for task in tasks:
+        if task.status.phase not in TERMINAL:
+            needed.update(Key(name, task.meta.namespace) for name in task.spec.depends_on)
+    return needed
+
+
+def _old_works(works: list[_Work], keep: int) -> list[_Work]:
+    """Those that ended before the `keep` last ones; rounds stay as long as their job."""
+    ended = [work for work in works if work.status.phase in _ENDED and not _of_a_job(work)]
+    ended.sort(key=_ended_at, reverse=True)
+    return ended[keep:]
+
+
+def _of_a_job(work: _Work) -> bool:
+    return isinstance(work, TrainingRound) and work.meta.owner is not None
+
+
+def _ended_at(work: _Work) -> float:
+    return work.status.end_time if isinstance(work, TrainingRound) else work.status.finish_time
+
+
+async def _delete(store: Store, resources: Sequence[Resource]) -> int:
     count, problem = 0, None
 
-    async def delete(task: Task) -> None:
+    async def delete(resource: Resource) -> None:
         nonlocal count, problem
         try:
-            await store.delete(Kind.TASK, task.meta.key, task.meta.version)
+            await store.delete(resource.kind, resource.meta.key, resource.meta.version)
             count += 1
         except (ConflictError, NotFoundError):
             pass  # changed or deleted by somebody else since the list
         except StoreUnavailableError as error:
             problem = error
 
-    for at in range(0, len(tasks), _AT_ONCE):
+    for at in range(0, len(resources), _AT_ONCE):
         async with anyio.create_task_group() as group:
-            for task in tasks[at : at + _AT_ONCE]:
-                group.start_soon(delete, task)
+            for resource in resources[at : at + _AT_ONCE]:
+                group.start_soon(delete, resource)
         if problem is not None:
             raise problem
     return count

@@ -1,9 +1,9 @@
-"""What resources weigh in memory: the parts of a Task that can be large, results and modules, each counted once."""
+"""What resources weigh in memory: the parts that can be large, results and modules, each counted once."""
 
 from collections import Counter
 from collections.abc import Iterator
 
-from proplet.manager.model import Resource, Task
+from proplet.manager.model import PropellerJob, Resource, Task
 
 
 class Scale:
@@ -30,6 +30,8 @@ class Scale:
 
 
 def _parts(resource: Resource) -> Iterator[str | bytes]:
+    if isinstance(resource, PropellerJob):
+        yield from (spec.file for spec in resource.spec.tasks if spec.file)
     if not isinstance(resource, Task):
         return
     status = resource.status

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from proplet.manager.model import Kind, Task, TaskStatus
+from proplet.manager.model import JobSpec, JobStatus, Key, Kind, Meta, Owner, PropellerJob, Task, TaskStatus, WorkPhase
 from proplet.manager.phases import Phase
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.store_retention import prune
@@ -50,3 +50,45 @@ async def test_what_finished_too_long_ago_goes_whatever_the_count() -> None:
         await finished(store, f"t{at}", float(at))
     assert await prune(store, 100, before=3.0) == 2
     assert await names(store) == ["t3", "t4", "t5"]
+
+
+def job(name: str, *refs: str) -> PropellerJob:
+    return PropellerJob(Meta(name), JobSpec(name, task_refs=refs))
+
+
+async def ended(store: MemoryStore, name: str, at: float) -> None:
+    made = await store.create(job(name))
+    assert isinstance(made, PropellerJob)
+    await store.record(replace(made, status=JobStatus(WorkPhase.COMPLETED, finish_time=at)))
+
+
+async def test_what_a_job_under_way_has_made_or_refers_to_stays() -> None:
+    store = MemoryStore()
+    of = (await store.create(job("j", "referred"))).meta
+    await finished(store, "referred", 1.0)
+    made = await finished(store, "made", 2.0)
+    await store.put(replace(made, meta=replace(made.meta, owner=Owner("PropellerJob", "j", of.uid))))
+    await finished(store, "other", 3.0)
+    assert await prune(store, 0) == 1
+    assert await names(store) == ["referred", "made"]
+    current = await store.get(Kind.JOB, Key("j"))
+    assert isinstance(current, PropellerJob)
+    await store.record(replace(current, status=JobStatus(WorkPhase.COMPLETED, finish_time=9.0)))
+    assert await prune(store, 1) == 1
+    assert await names(store) == ["made"]
+
+
+async def test_what_an_unfinished_task_depends_on_stays() -> None:
+    store = MemoryStore()
+    await finished(store, "first", 1.0)
+    await store.create(task("second", depends_on=("first",), workflow_id="w"))
+    assert await prune(store, 0) == 0
+
+
+async def test_jobs_that_ended_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
+    store = MemoryStore()
+    await store.create(job("under-way"))
+    for name, at in (("b", 2.0), ("a", 1.0), ("c", 3.0)):
+        await ended(store, name, at)
+    await prune(store, 2)
+    assert sorted(item.meta.name for item in (await store.list(Kind.JOB)).items) == ["b", "c", "under-way"]

@@ -1,0 +1,353 @@
+"""The loop over works: resources that consist of others (jobs, federated jobs, training rounds).
+
+Like the controller's for Tasks: what is known -> a pure decision -> done in its order -> recorded. Works are looked at
+in parallel, each by one worker at a time, whenever something changes that they made or name, or their time has come.
+Children are made before the status is recorded, under names that follow from the work's; so a crash in between, a
+conflict or a store that is away lead to another look, which finds them. An idle loop waits and does nothing.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any, Final, cast
+
+import anyio
+
+from proplet.manager import federation, rounds
+from proplet.manager.conditions import settled
+from proplet.manager.jobs import decide_job
+from proplet.manager.kinship import Kinship, Place, owner_of
+from proplet.manager.model import Condition, Key, Kind, Resource
+from proplet.manager.ports import (
+    AlreadyExistsError,
+    Change,
+    ChangeType,
+    Clock,
+    ConflictError,
+    EventSink,
+    GoneError,
+    NotFoundError,
+    NotRunningError,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+)
+from proplet.manager.runs import ask_stop
+from proplet.manager.work import Related, Told, Work, WorkDecision
+from proplet.manager.workqueue import Timers, WorkQueue
+
+log = logging.getLogger(__name__)
+
+Decide = Callable[[Any, Related, float], WorkDecision]
+
+WATCHED: Final = (Kind.TASK, Kind.ROUND, Kind.FEDERATED_JOB, Kind.JOB)  # children before those who own them
+WORKERS: Final = 8
+RETRY_S: Final = 1.0
+LONGEST_RETRY_S: Final = 60.0
+_AT_ONCE: Final = 64  # writes, which share commits
+_SOONEST_S: Final = 0.02
+_LATEST_S: Final = 300.0  # a clock that was set must not make anybody wait for ever
+_BLOCKED: Final = "Blocked"
+
+
+DECISIONS: Final[Mapping[Kind, Decide]] = {
+    Kind.JOB: decide_job,
+    Kind.FEDERATED_JOB: federation.decide,
+    Kind.ROUND: rounds.decide,
+}
+
+
+class Works:
+    """Drives every work of a store. `load`, then `run`; `open_works` does both."""
+
+    def __init__(
+        self,
+        store: Store,
+        events: EventSink | None = None,
+        clock: Clock = time.time,
+        *,
+        collect_garbage: bool,
+        decisions: Mapping[Kind, Decide] = DECISIONS,
+        monotonic: Clock = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._clock = clock
+        self._monotonic = monotonic
+        self._collect_garbage = collect_garbage
+        self._decisions = decisions
+        self._kin = Kinship()
+        self._versions = dict.fromkeys(WATCHED, 0)
+        self._queue = WorkQueue()
+        self._timers = Timers()
+        self._poke = anyio.Event()
+        self._failures: dict[str, int] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to look at now."""
+        return self._queue.idle
+
+    async def load(self) -> None:
+        """Take over everything the store has. Raises StoreError."""
+        for kind in WATCHED:
+            await self._load(kind)
+
+    async def run(self) -> None:
+        """Work until cancelled. Call `load` before."""
+        async with anyio.create_task_group() as group:
+            for kind in WATCHED:
+                group.start_soon(self._watch, kind)
+            group.start_soon(self._tick)
+            for _ in range(WORKERS):
+                group.start_soon(self._work)
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    async def _load(self, kind: Kind) -> None:
+        listing = await self._store.list(kind)
+        there = {item.meta.uid for item in listing.items}
+        for known in [self._kin.at(place) for place in self._kin.places(kind)]:
+            if known.meta.uid not in there:
+                self._look_soon(self._kin.forget(known))
+        for item in listing.items:
+            self._look_soon(self._kin.learn(item))
+        self._versions[kind] = listing.version
+
+    async def _watch(self, kind: Kind) -> None:
+        while True:
+            try:
+                async with aclosing(cast("Any", self._store.watch(kind, self._versions[kind]))) as changes:
+                    async for change in changes:
+                        self._on_change(kind, change)
+            except GoneError:
+                await self._reload(kind)
+            except StoreUnavailableError as error:
+                log.warning("%ss cannot be watched, trying again: %s", kind.value, error)
+                await anyio.sleep(RETRY_S)
+
+    async def _reload(self, kind: Kind) -> None:
+        while True:
+            try:
+                await self._load(kind)
+                return
+            except StoreUnavailableError as error:
+                log.warning("%ss cannot be listed, trying again: %s", kind.value, error)
+                await anyio.sleep(RETRY_S)
+
+    def _on_change(self, kind: Kind, change: Change) -> None:
+        self._versions[kind] = change.version
+        deleted = change.type is ChangeType.DELETED
+        self._look_soon(self._kin.forget(change.resource) if deleted else self._kin.learn(change.resource))
+
+    def _learn(self, resource: Resource) -> None:
+        """Take over what a write returned, before the watch tells; where it has told already, later things may hold."""
+        if resource.meta.version > self._versions[resource.kind]:
+            self._look_soon(self._kin.learn(resource))
+
+    def _look_soon(self, uids: Sequence[str]) -> None:
+        for uid in uids:
+            self._queue.add(uid)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _wake(self, uid: str, delay: float) -> None:
+        if self._timers.at(uid, self._monotonic() + min(max(delay, _SOONEST_S), _LATEST_S)):
+            self._poke.set()
+
+    async def _tick(self) -> None:
+        while True:
+            for uid in self._timers.due(self._monotonic()):
+                self._queue.add(uid)
+            with anyio.move_on_after(max(0.0, self._timers.next() - self._monotonic())):
+                await self._poke.wait()
+            if self._poke.is_set():
+                self._poke = anyio.Event()
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            uid = await self._queue.take()
+            try:
+                await self._look_at(uid)
+                self._failures.pop(uid, None)
+            except StoreError as error:
+                self._later(uid, error)
+            except Exception:
+                log.exception("%s: a defect of this program; it is looked at again when it changes", self._said(uid))
+            finally:
+                self._queue.done(uid)
+
+    def _later(self, uid: str, error: StoreError) -> None:
+        failures = self._failures[uid] = self._failures.get(uid, 0) + 1
+        delay = min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(failures - 1, 10))
+        log.warning("%s: trying again in %g s: %s", self._said(uid), delay, error)
+        self._wake(uid, delay)
+
+    def _said(self, uid: str) -> str:
+        work = self._kin.work(uid)
+        return f"work {uid}" if work is None else f"{work.kind.value} {work.meta.key}"
+
+    async def _look_at(self, uid: str) -> None:
+        """Decide, and do what was decided; again where somebody else was faster. Raises StoreError."""
+        while True:
+            work = self._kin.work(uid)
+            if work is None:
+                if self._collect_garbage:
+                    await self._bury(uid)
+                return
+            decide = self._decisions.get(work.kind)
+            if decide is None or work.meta.deleted_at:
+                return
+            now = self._clock()
+            decision = decide(work, self._kin.related(work), now)
+            try:
+                await self._carry_out(work, decision, now)
+                return
+            except ConflictError:
+                fresh = await self._store.get(work.kind, work.meta.key)
+                if fresh.meta.version <= work.meta.version:
+                    raise StoreUnavailableError("it reads as it was before the conflict") from None
+                self._kin.learn(fresh)
+            except NotFoundError:
+                return  # it was deleted; the watch tells
+
+    async def _carry_out(self, work: Work, decision: WorkDecision, now: float) -> None:
+        strangers = await self._create(work, decision.create)
+        if self._kin.name(work, strangers):
+            self._queue.add(work.meta.uid)  # decided again, now that it is known whose they are
+            return
+        await _each(decision.delete, self._delete_task)
+        await _each(decision.stop, self._stop_task)
+        wanted = _blocked(work, decision.work, strangers, now)
+        recorded: Resource = work
+        if wanted.status != work.status:
+            recorded = await self._store.record(wanted)
+            self._look_soon([uid for uid in self._kin.learn(recorded) if uid != work.meta.uid])
+            if cast("Work", recorded).status.phase is not work.status.phase:
+                self._queue.add(work.meta.uid)  # what follows from the new phase
+        for each in decision.told:
+            self._tell(recorded, each)
+        if decision.wake_at:
+            self._wake(work.meta.uid, decision.wake_at - self._clock())
+
+    async def _create(self, work: Work, wanted: Sequence[Resource]) -> list[Place]:
+        """Make children, in order; return the places where there is something of somebody else's."""
+        strangers: list[Place] = []
+
+        async def create(child: Resource) -> None:
+            try:
+                made = await self._store.create(child)
+            except AlreadyExistsError:
+                made = await self._existing(child)
+            owner = made.meta.owner
+            if owner is None or owner.uid != work.meta.uid:
+                strangers.append((child.kind, child.meta.key))
+            if made.meta.version > self._versions[made.kind]:
+                self._look_soon([uid for uid in self._kin.learn(made) if uid != work.meta.uid])
+
+        await _each(wanted, create)
+        return strangers
+
+    async def _existing(self, child: Resource) -> Resource:
+        try:
+            return await self._store.get(child.kind, child.meta.key)
+        except NotFoundError:
+            raise StoreUnavailableError(f"{child.kind.value} {child.meta.key} was there and is not any more") from None
+
+    async def _delete_task(self, key: Key) -> None:
+        with suppress(NotFoundError):
+            await self._store.delete(Kind.TASK, key)
+
+    async def _stop_task(self, key: Key) -> None:
+        with suppress(NotFoundError, NotRunningError):  # it is over
+            await ask_stop(self._store, (await self._store.get(Kind.TASK, key)).meta.uid, self._clock())
+
+    def _tell(self, work: Resource, told: Told) -> None:
+        level = logging.WARNING if told.warning else logging.INFO
+        log.log(level, "%s %s: %s", work.kind.value, work.meta.key, told.message)
+        if self._events is not None:
+            self._events.emit(work, told.reason, told.message, warning=told.warning)
+
+    # --- garbage ------------------------------------------------------------------------------------------------------
+
+    async def _bury(self, uid: str) -> None:
+        """Delete what a work made that is no longer there, where no API server does it."""
+        orphans = self._kin.children(uid)
+        owner = owner_of(orphans[0]) if orphans else None
+        if owner is None:
+            return
+        try:
+            await self._store.find(owner[0], uid)
+            return  # it is there, the watch is behind
+        except NotFoundError:
+            pass
+
+        async def delete(child: Resource) -> None:
+            try:
+                found = await self._store.get(child.kind, child.meta.key)
+                if owner_of(found) == owner:
+                    await self._store.delete(child.kind, child.meta.key, found.meta.version)
+            except NotFoundError:
+                pass
+
+        await _each(orphans, delete)
+
+
+async def _each(items: Sequence[Any], do: Callable[[Any], Awaitable[None]]) -> None:
+    """Do it to each, some at once, begun in order. Raises the first StoreError, when the others are done."""
+    problems: list[StoreError] = []
+
+    async def attempt(item: Any) -> None:
+        try:
+            await do(item)
+        except StoreError as error:
+            problems.append(error)
+
+    for at in range(0, len(items), _AT_ONCE):
+        async with anyio.create_task_group() as group:
+            for item in items[at : at + _AT_ONCE]:
+                group.start_soon(attempt, item)
+        if problems:
+            raise problems[0]
+
+
+def _blocked(before: Work, work: Work, strangers: Sequence[Place], now: float) -> Work:
+    """The work with the condition that names are taken which its children need, or without it."""
+    conditions = tuple(condition for condition in work.status.conditions if condition.type != _BLOCKED)
+    if strangers:
+        names = ", ".join(sorted(f"{kind.value} {key.name}" for kind, key in strangers)[:5])
+        text = f"Not of this {work.kind.value}, but of the name of its child: {names}; delete it"
+        condition = Condition(_BLOCKED, status=True, reason="NameTaken", message=text)
+        conditions += settled([condition], before.status.conditions, now)
+    if conditions == work.status.conditions:
+        return work
+    return replace(work, status=replace(cast("Any", work.status), conditions=conditions))
+
+
+@asynccontextmanager
+async def open_works(
+    store: Store, events: EventSink | None = None, clock: Clock = time.time, *, collect_garbage: bool
+) -> AsyncIterator[Works]:
+    """Drive the store's works while the context is open.
+
+    Args:
+        store: where they are.
+        events: who is told what happens to them, beside the log.
+        clock: epoch seconds.
+        collect_garbage: delete what a work made when it is gone; not where an API server does that.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    works = Works(store, events, clock, collect_garbage=collect_garbage)
+    await works.load()
+    async with anyio.create_task_group() as group:
+        group.start_soon(works.run)
+        try:
+            yield works
+        finally:
+            group.cancel_scope.cancel()
