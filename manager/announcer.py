@@ -17,8 +17,7 @@ _ENDS: Final = {
     Phase.SKIPPED: ("Skipped", False),
     Phase.INTERRUPTED: ("Interrupted", True),
 }
-_UNDER_WAY: Final = (Phase.SCHEDULED, Phase.RUNNING)
-_EXPECTED: Final = frozenset({"WaitingForSchedule", "WaitingForDependencies", "Suspended"})
+_EXPECTED: Final = frozenset({"WaitingForSchedule", "WaitingForDependencies", "Suspended", "PlacedAgain"})
 
 
 class NoEvents:
@@ -37,12 +36,13 @@ class Announcer:
     def task(self, before: Task, after: Task) -> None:
         """A Task's status was recorded."""
         was, now = before.status, after.status
+        if now.failures > was.failures:
+            where = was.assigned_proplet or was.proplet_id or "its proplets"
+            self._sink.emit(after, "Lost", f"attempt {was.attempt} on {where} ended without a result", warning=True)
         if now.attempt > was.attempt:
             where = "every fitting proplet" if after.spec.broadcast else now.assigned_proplet or now.proplet_id or ""
             self._sink.emit(after, "Dispatched", f"attempt {now.attempt} was sent to {where}")
-        if was.phase in _UNDER_WAY and now.phase is Phase.PENDING:
-            self._sink.emit(after, "Lost", now.message, warning=True)
-        elif now.phase is Phase.PENDING:
+        if now.phase is Phase.PENDING:
             self._pending(after, _scheduled(was), _scheduled(now))
         if now.phase in _ENDS and (was.phase is not now.phase or was.attempt != now.attempt):
             reason, warning = _ENDS[now.phase]

@@ -220,8 +220,11 @@ class Registry:
             return None
         status, generation = proplet.status, proplet.meta.generation
         ready = next((c for c in status.conditions if c.type == conditions.READY), None)
-        if ready is not None and ready.reason not in conditions.REFUSALS and status.observed_generation == generation:
-            return None
+        said = (
+            ready is not None and ready.reason not in conditions.REFUSALS and status.observed_generation == generation
+        )
+        if said and refusal[0] == conditions.OTHER_CHANNEL:
+            return None  # its own manager's word
         told = replace(
             status,
             phase=PropletPhase.INITIALIZING,

@@ -230,9 +230,6 @@ def frozen_changes(old: Task, new: Task, *, finished_too: bool = True) -> list[s
 # --- what this version does not do yet --------------------------------------------------------------------------------
 
 _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
-    ("suspend", lambda s: s.suspend),
-    ("schedule", lambda s: bool(s.schedule)),
-    ("dependsOn", lambda s: bool(s.depends_on)),
     ("latent", lambda s: s.latent),
     ("encrypted", lambda s: s.encrypted),
     ("envSecrets", lambda s: bool(s.env_secrets)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from proplet.agent.wire import Metadata, Reason, Result, ResultTerms, Start, Stop, Usage
 from proplet.manager.core import settle
+from proplet.manager.deletion import with_mark
 from proplet.manager.exchange import (
     Contacts,
     Decision,
@@ -21,7 +22,8 @@ from proplet.manager.exchange import (
     Signal,
     Unsendable,
 )
-from proplet.manager.model import Meta, Proplet, PropletSpec, PropletStatus, Task, TaskSpec, TaskStatus
+from proplet.manager.model import Key, Meta, Proplet, PropletSpec, PropletStatus, Task, TaskSpec, TaskStatus
+from proplet.manager.phases import Phase
 from proplet.manager.placement import Fleet, Peer
 from proplet.manager.world import World
 
@@ -46,6 +48,30 @@ class Story:
     decision: Decision = field(default_factory=Decision)
     broker: bool = True
     wake: float = math.inf
+    ahead: float = 0.0  # what the wall clock was set forward by
+    others: dict[Key, Task] = field(default_factory=dict)
+    marks: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.world = replace(self.world, find=self.find)
+
+    def find(self, key: Key) -> Task | None:
+        return self.task if key == self.task.meta.key else self.others.get(key)
+
+    def other(self, name: str, phase: Phase = Phase.PENDING, namespace: str = "default", **spec: Any) -> None:
+        meta = Meta(name, namespace, uid=f"uid-{name}")
+        self.others[meta.key] = Task(meta, TaskSpec(name=name, **spec), TaskStatus(phase=phase))
+
+    def respec(self, **spec: Any) -> "Story":
+        meta = replace(self.task.meta, generation=self.task.meta.generation + 1)
+        self.task = replace(self.task, meta=meta, spec=replace(self.task.spec, **spec))
+        return self
+
+    def condition(self, kind: str) -> tuple[bool, str, str] | None:
+        for condition in self.status.conditions:
+            if condition.type == kind:
+                return condition.status, condition.reason, condition.message
+        return None
 
     @property
     def fleet(self) -> Fleet:
@@ -61,7 +87,7 @@ class Story:
 
     @property
     def at(self) -> Moment:
-        return Moment(EPOCH + self.mono, self.mono)
+        return Moment(EPOCH + self.mono + self.ahead, self.mono)
 
     def peer(self, name: str, *, alive: bool = True, lost: bool = False, tells: bool = True, **kwargs: Any) -> None:
         self.fleet.show(Peer(proplet(name, **kwargs), alive, lost, tells, "" if alive else "last heard of at noon"))
@@ -75,6 +101,11 @@ class Story:
         self.decision = settle(self.task, signals, self.contacts, self.world, self.at)
         if self.decision.status is not None:
             self.task = replace(self.task, status=self.decision.status)
+        if self.decision.mark is not None:
+            self.marks.append(self.decision.mark)
+            self.task = with_mark(self.task, marked=self.decision.mark)
+            if not self.decision.then:
+                return self.look()
         again: list[Signal] = []
         self.wake = self.decision.wake
         for effect in self.decision.then:

@@ -56,8 +56,8 @@ def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
     assert unsupported(NEW) is None
     assert unsupported(changed(NEW, broadcast=True, daemon=True)) is None
     assert unsupported(changed(NEW, file=b"")) == "it has no module: upload one, or set its image URL"
-    told = unsupported(changed(NEW, schedule="* * * * *", depends_on=("a",), latent=True))
-    assert told == "this version does not support schedule, dependsOn, latent yet; the task was not started"
+    told = unsupported(changed(NEW, schedule="* * * * *", depends_on=("a",), latent=True, encrypted=True))
+    assert told == "this version does not support latent, encrypted yet; the task was not started"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,6 @@ def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
         {"env_secrets": {"A": {"name": "n", "key": "k"}}},
         {"hal_storage_path": "/x"},
         {"kind": "federated"},
-        {"suspend": True},
         {"file": b"\0asm\x0d\0\x01\0"},
     ],
 )
