@@ -25,10 +25,11 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A value that one function reads; it raises ValueError with what is wrong."""
+    """A value that one function reads; it raises ValueError with what is wrong. `values`: all there are, if few."""
 
     convert: Callable[[Any], Any]
     render: Callable[[Any], Any] = _same
+    values: tuple[str, ...] = ()
 
     def read(self, value: Any, where: str, reading: Reading) -> Any:
         """Return the converted value."""
@@ -176,7 +177,7 @@ def choice(kind: type[Enum]) -> Plain:
             known = ", ".join(str(member.value) for member in kind)
             raise ValueError(f"is {value!r}; it must be one of {known}") from None
 
-    return Plain(convert, lambda member: member.value)
+    return Plain(convert, lambda member: member.value, tuple(str(member.value) for member in kind))
 
 
 @dataclass(frozen=True, slots=True)
