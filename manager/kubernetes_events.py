@@ -84,6 +84,7 @@ class KubernetesEvents:
         self._series: OrderedDict[_Same, _Series] = OrderedDict()  # least recently told first
         self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
         self._news = anyio.Event()
+        self._sending = anyio.Lock()
         self._failing = False
 
     def emit(self, resource: Resource, reason: str, message: str, *, warning: bool = False) -> None:
@@ -122,22 +123,30 @@ class KubernetesEvents:
         """Send what is told, until cancelled."""
         while True:
             self._news = anyio.Event()
-            wait = await self._send_due()
+            async with self._sending:
+                wait = await self._send_due()
             with anyio.move_on_after(wait):
                 await self._news.wait()
 
     async def flush(self) -> None:
         """Send everything now, whether it is time or not; what fails is given up."""
-        for series in [s for s in self._series.values() if s.told < s.count]:
-            try:
-                await self._send(series)
-            except StoreError:
-                return
+        async with self._sending:
+            for series in self._untold():
+                try:
+                    await self._send(series)
+                except RefusedError as error:
+                    self._complain(error)
+                except StoreError as error:
+                    self._complain(error)
+                    return
+
+    def _untold(self) -> list[_Series]:
+        return [series for series in self._series.values() if series.told < series.count]
 
     async def _send_due(self) -> float:
         """Send what is due; return in how many seconds something is."""
         wait = math.inf
-        for series in [s for s in self._series.values() if s.told < s.count]:
+        for series in self._untold():
             left = series.told_at + UPDATE_S - self._clock()
             if left > 0:
                 wait = min(wait, left)
