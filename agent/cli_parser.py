@@ -27,6 +27,7 @@ first steps:
 """
 
 FORMS = ("table", "wide", "json", "yaml", "name")
+CRD_GROUPS = ("abstractmachines.fr", "absmach.eu", "all")  # the reference's, the older first
 WAITS = ("completed", "finished", "running")
 _RESOURCE = "tasks or proplets (task, proplet; task/NAME works, too)"
 
@@ -81,6 +82,11 @@ def build() -> argparse.ArgumentParser:
     _manager_command(add)
     _run_command(add)
     _resource_commands(add, server)
+    crds = add("crds", "cli_crds:crds", "print the custom resource definitions, for kubectl apply -f -")
+    crds.add_argument(
+        "--group", metavar="GROUP", choices=CRD_GROUPS, default=CRD_GROUPS[0],
+        help="of the API group propeller.propeller.GROUP: %(choices)s (default: %(default)s)",
+    )  # fmt: skip
     add("version", "cli_misc:version", "show the versions of this program and of the node", server)
     completion = add("completion", "cli_misc:completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"), help="the shell")

@@ -51,7 +51,11 @@ _PLAIN: Final[Mapping[Plain, Schema]] = {
     MOMENT: {"type": "string", "format": "date-time"},
     # What a 64-bit integer cannot hold, the API server would round. It makes a bound a double and that an integer,
     # so this one is the last double below 2**63; of the integers beyond that, only the last of all can be let in.
-    SCALAR: {**_SCALAR, "anyOf": [{"minimum": -(2**63), "maximum": 2**63 - 1024}, {"enum": [2**63 - 1]}]},
+    # Both are written with as many digits as it shows, lest every `kubectl apply` finds a change.
+    SCALAR: {
+        **_SCALAR,
+        "anyOf": [{"minimum": -9223372036854776000, "maximum": 9223372036854775000}, {"enum": [2**63 - 1]}],
+    },
     BYTES: {
         "anyOf": [{"type": "integer"}, {"type": "string"}],
         "x-kubernetes-int-or-string": True,
