@@ -17,16 +17,16 @@ _UNIT: Final = r"(ns|us|µs|μs|ms|s|m|h)"
 
 QUANTITY: Final = rf"^\+?{_NUMBER}{_SUFFIX}$"
 DURATION: Final = rf"^(0|({_NUMBER}{_UNIT})+)$"
-_SOME_QUANTITY: Final = rf"^\+?{_MORE_THAN_ZERO}{_SUFFIX}$"
-_SOME_TIME: Final = rf"^({_NUMBER}{_UNIT})*{_MORE_THAN_ZERO}{_UNIT}({_NUMBER}{_UNIT})*$"
+SOME_QUANTITY: Final = rf"^\+?{_MORE_THAN_ZERO}{_SUFFIX}$"
+SOME_TIME: Final = rf"^({_NUMBER}{_UNIT})*{_MORE_THAN_ZERO}{_UNIT}({_NUMBER}{_UNIT})*$"
 
 _SOMETHING: Final = {"minLength": 1}
 _NAME: Final = {"minLength": 1, "maxLength": 253}
 _NOT_NEGATIVE: Final = {"minimum": 0}
 _POSITIVE: Final = {"minimum": 0, "exclusiveMinimum": True}
 _COUNT: Final = {"minimum": 1}
-_SIZE: Final = {"minimum": 1, "pattern": _SOME_QUANTITY}
-_TIME: Final = {**_POSITIVE, "pattern": _SOME_TIME}
+_SIZE: Final = {"minimum": 1, "pattern": SOME_QUANTITY}
+_TIME: Final = {**_POSITIVE, "pattern": SOME_TIME}
 _BY_TYPE: Final = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 _BY_PROPLET: Final = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["propletId"]}
 _A_SET: Final = {"x-kubernetes-list-type": "set"}
@@ -41,7 +41,10 @@ _TASK: Final[Mapping[str, Mapping[str, Any]]] = {
     # Of the shape, which is any object; the rule "secret references" says this of it.
     "Task.spec.envSecrets{}": {
         "x-kubernetes-preserve-unknown-fields": None,
-        "properties": {"name": {"type": "string", **_SOMETHING}, "key": {"type": "string", **_SOMETHING}},
+        "properties": {
+            "name": {"description": "The Secret's name.", "type": "string", **_SOMETHING},
+            "key": {"description": "The key in the Secret.", "type": "string", **_SOMETHING},
+        },
         "required": ["name", "key"],
     },
     "Task.spec.preferredPropletType": {"enum": ["any", "external", "k8s"], "default": "any"},
@@ -50,7 +53,7 @@ _TASK: Final[Mapping[str, Mapping[str, Any]]] = {
         "minimum": 0.001,
         "maximum": 1_000_000_000,
         "exclusiveMaximum": True,
-        "pattern": _SOME_TIME,
+        "pattern": SOME_TIME,
     },
     "Task.spec.monitoringProfile.historySize": _NOT_NEGATIVE,
     "Task.spec.backoffLimit": _NOT_NEGATIVE,
