@@ -4,7 +4,9 @@ Every call blocks one thread; `KubernetesApi` runs at most `writers` of them at 
 """
 
 import json
+import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ _TIMEOUT_S: Final = (5.0, 20.0)  # to connect, and to wait for (more of) an answ
 _WATCH_TIMEOUT_S: Final = (5.0, 100.0)
 _WATCH_FOR_S: Final = 600  # the server ends a watch after that; it is opened anew at its last version
 _PAGE: Final = 500
+_CREDENTIALS_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class KubernetesApi:
         self._sockets = sockets
         self._writers = CapacityLimiter(writers)
         self.watches = CapacityLimiter(watches)
+        self._known_credentials: Mapping[str, str] = {}
+        self._credentials_until = -math.inf
 
     def stream(self) -> Stream:
         """Return what one watch is read through."""
@@ -246,14 +251,21 @@ class KubernetesApi:
         headers = {"Accept": _JSON} if body is None else {"Accept": _JSON, "Content-Type": request.content_type}
         path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
         with reaching(request.what):
-            # The body goes past the client's serialization, which copies documents that are plain already.
-            serialized = self._client.param_serialize(
-                request.method, path, header_params=headers, auth_settings=["BearerToken"]
-            )
-            response = self._client.call_api(*serialized[:3], body, _request_timeout=timeout)
+            # Past the client's serialization, which copies documents that are plain already.
+            headers.update(self._credentials())
+            url = self._client.configuration.host + path
+            response = self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
             if response.status >= 400:
                 raise refusal(response.status, response.read(), request.what)
         return response
+
+    def _credentials(self) -> Mapping[str, str]:
+        """The headers that say who we are. A token is asked for every few seconds: it may be replaced at any time."""
+        now = time.monotonic()
+        if now >= self._credentials_until:
+            serialized = self._client.param_serialize("GET", "/", header_params={}, auth_settings=["BearerToken"])
+            self._known_credentials, self._credentials_until = serialized[2], now + _CREDENTIALS_S
+        return self._known_credentials
 
     def close(self) -> None:
         """Close the sockets: whatever still waits on one fails at once, and nothing is sent any more."""

@@ -273,7 +273,7 @@ def to_manifest(resource: Resource, *, api_version: str = API_VERSION) -> dict[s
         "kind": resource.kind.value,
         "metadata": metadata,
         "spec": spec_to_manifest(resource),
-        "status": _status_to_manifest(resource),
+        "status": status_to_manifest(resource),
     }
 
 
@@ -300,7 +300,8 @@ def spec_to_manifest(resource: Resource) -> dict[str, Any]:
     return PROPLET_SPEC.write(plain, Style.MANIFEST)
 
 
-def _status_to_manifest(resource: Resource) -> dict[str, Any]:
+def status_to_manifest(resource: Resource) -> dict[str, Any]:
+    """Return what is so, as a manifest has it: fields at their default are left out, but for the phase."""
     status: dict[str, Any] = {"phase": resource.status.phase.value}
     for name, moment in (("createdAt", resource.meta.created_at), ("updatedAt", resource.meta.updated_at)):
         if moment:

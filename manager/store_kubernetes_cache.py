@@ -4,7 +4,7 @@ A write's answer is visible to reads at once. Lists and watches show what the wa
 wait until it has told our own writes; so a list and the changes after it fit together.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -60,6 +60,13 @@ class Cache:
         key = self._keys.get(uid)
         known = None if key is None else self.known(key)
         return key if not isinstance(known, Removed | None) and known.meta.uid == uid else None
+
+    def same(self, metadata: Mapping[str, Any], version: int) -> Resource | None:
+        """Return the resource that has this metadata and `version`, if it is known."""
+        known = self.known(Key(str(metadata.get("name")), str(metadata.get("namespace"))))
+        if known is None or isinstance(known, Removed) or known.meta.version != version:
+            return None
+        return known if known.meta.uid == metadata.get("uid") else None
 
     def doubt(self, key: Key, version: int) -> None:
         """The server says that this is not the newest version: ask before it is believed again."""

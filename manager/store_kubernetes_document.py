@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from proplet.manager.kubernetes_api import Collection, Document
 from proplet.manager.kubernetes_errors import NotServedError, UnreadableError
-from proplet.manager.manifest import ManifestError, from_manifest, to_manifest
+from proplet.manager.manifest import ManifestError, from_manifest, status_to_manifest, to_manifest
 from proplet.manager.model import Kind, Resource
 from proplet.manager.reading import Style
 from proplet.manager.scalars import MOMENT
@@ -92,7 +92,7 @@ def record_patch(current: Resource, wanted: Resource, now: float) -> Document | 
     """Return the patch that gives `current` the status of `wanted`, changed at `now`; None when it has it."""
     if wanted.status == current.status:
         return None
-    old, new = to_manifest(current)["status"], to_manifest(wanted)["status"]
+    old, new = status_to_manifest(current), status_to_manifest(wanted)
     status = difference(*({key: part[key] for key in part if key not in _STAMPS} for part in (old, new)))
     if not status:
         return None

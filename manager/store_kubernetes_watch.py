@@ -88,34 +88,34 @@ class Reflector:
 
     def _read_watch(self, stream: Stream) -> None:
         """In the thread."""
-        version = self._version
-        for events in self._api.watch(stream, self._collection, self._namespace, str(version)):
-            changes: list[Told] = []
-            for event in events:
-                version = self._change(event, changes)
-            from_thread.run_sync(self._take, changes, version)
+        for events in self._api.watch(stream, self._collection, self._namespace, str(self._version)):
+            from_thread.run_sync(self._take, events)
 
-    def _change(self, event: Document, changes: list[Told]) -> int:
-        """Add the change that an event is to `changes`, unless it is a bookmark; return its version."""
-        document = event.get("object")
-        if not isinstance(document, dict):
-            raise UnreadableError(f"watch {self._collection.plural}: an event without an object")
-        version = version_of(document)
-        if event.get("type") != "BOOKMARK":
-            try:
-                changes.append(Told(ChangeType(event.get("type")), read(document, self._collection), version))
-            except (UnreadableError, ValueError) as error:
-                log.warning("%s", error)
-        return version
-
-    def _take(self, changes: list[Told], version: int) -> None:
-        self._version = version
-        self._heard = self._heard or bool(changes)
+    def _take(self, events: list[Document]) -> None:
+        changes = [change for change in map(self._change, events) if change is not None]
+        self._heard = self._heard or bool(events)
         self._delay = FIRST_DELAY_S
         if self._down:
             self._down = False
             log.info("watching the %s again", self._collection.plural)
-        self._cache.tell(self._namespace, changes, version)
+        self._cache.tell(self._namespace, changes, self._version)
+
+    def _change(self, event: Document) -> Told | None:
+        """Return the change that an event is, None for a bookmark and for what cannot be read."""
+        document = event.get("object")
+        if not isinstance(document, dict):
+            raise UnreadableError(f"watch {self._collection.plural}: an event without an object")
+        self._version = version_of(document)
+        if event.get("type") == "BOOKMARK":
+            return None
+        try:
+            kind = ChangeType(event.get("type"))
+            # Most of what is told are our own writes, whose answers were read already.
+            resource = self._cache.same(document["metadata"], self._version) or read(document, self._collection)
+        except (UnreadableError, ValueError) as error:
+            log.warning("%s", error)
+            return None
+        return Told(kind, resource, self._version)
 
     def _fail(self, error: StoreError) -> None:
         if isinstance(error, NotServedError):
