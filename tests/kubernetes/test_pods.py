@@ -1,0 +1,191 @@
+"""Proplets of type k8s become Deployments. No controller manager runs here: what it would say, the tests say."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.manager.device import Device
+from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer
+from tests.support.kubernetes_manager import (
+    TOPICS,
+    ManagerProcess,
+    Workspace,
+    eventually,
+    install_crds,
+    manager_arguments,
+    plugged,
+    proplet_manifest,
+    task_manifest,
+)
+from tests.support.mosquitto import MosquittoServer, mosquitto  # noqa: F401
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> MosquittoServer:
+    server: MosquittoServer = request.getfixturevalue("mosquitto")
+    return server
+
+
+@pytest.fixture
+def space(api_server: ApiServer, namespace: str) -> Workspace:
+    install_crds(api_server)
+    # The pods that the Deployments describe have to pass this where a controller manager makes them.
+    api_server.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    return Workspace(api_server, namespace)
+
+
+@pytest.fixture
+def manager(tmp_path: Path, broker: MosquittoServer, space: Workspace) -> Iterator[ManagerProcess]:
+    with ManagerProcess(tmp_path / "m", manager_arguments(broker, space.server, "-n", space.namespace)) as process:
+        process.until_ready()
+        yield process
+
+
+def pod_proplet(space: Workspace, broker: MosquittoServer, name: str = "farm", **k8s: Any) -> dict[str, Any]:
+    manifest = proplet_manifest(name, "proplet-1", broker.address)
+    spec = manifest["spec"]
+    del spec["external"], spec["connectionConfig"]["clientKey"]
+    spec["connectionConfig"]["clientKeySecretRef"] = {"name": "broker", "key": "proplet-1"}
+    return {**manifest, "spec": {**spec, "type": "k8s", "k8s": {"image": "example.org/proplet:1", **k8s}}}
+
+
+PLAIN_POD = {"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "c", "image": "example.org/i:1"}]}}
+
+
+class Cluster:
+    """The Deployments of a namespace, and the part of a controller manager that the tests play."""
+
+    def __init__(self, space: Workspace) -> None:
+        self.space = space
+        self.path = f"/apis/apps/v1/namespaces/{space.namespace}/deployments"
+
+    def get(self, name: str) -> dict[str, Any]:
+        return self.space.server.call("GET", f"{self.path}/{name}")
+
+    def names(self) -> list[str]:
+        return sorted(d["metadata"]["name"] for d in self.space.server.call("GET", self.path)["items"])
+
+    def until(self, *names: str) -> None:
+        eventually(lambda: self.names() == sorted(names), f"Deployments {names}")
+
+    def ready(self, name: str, replicas: int = 1) -> None:
+        status = {
+            "replicas": 1, "readyReplicas": replicas, "availableReplicas": replicas, "observedGeneration": 1,
+            "conditions": [{"type": "Available", "status": "True" if replicas else "False"}],
+        }  # fmt: skip
+        self.patch(f"{name}/status", {"status": status})
+
+    def patch(self, name: str, patch: dict[str, Any]) -> None:
+        self.space.server.call("PATCH", f"{self.path}/{name}", patch, content_type=MERGE_PATCH)
+
+    def run_pod_of(self, name: str) -> None:
+        """Make the pod that a Deployment describes: the API server's pod security admission judges it."""
+        template = self.get(name)["spec"]["template"]
+        pod = {"metadata": {"name": name, "labels": template["metadata"]["labels"]}, "spec": template["spec"]}
+        self.space.server.call("POST", f"/api/v1/namespaces/{self.space.namespace}/pods", pod)
+
+
+def secret(space: Workspace, name: str, **values: str) -> None:
+    data = {key.replace("_", "-"): base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    space.server.call(
+        "POST", f"/api/v1/namespaces/{space.namespace}/secrets", {"metadata": {"name": name}, "data": data}
+    )
+
+
+def test_a_k8s_proplet_is_a_deployment_and_runs_tasks(
+    space: Workspace, manager: ManagerProcess, broker: MosquittoServer
+) -> None:
+    cluster = Cluster(space)
+    space.apply(pod_proplet(space, broker, env={"livelinessInterval": "5s"}))
+    cluster.until("farm-proplet")
+    made, uid = cluster.get("farm-proplet"), space.get("proplets", "farm")["metadata"]["uid"]
+    assert [(o["uid"], o["controller"]) for o in made["metadata"]["ownerReferences"]] == [(uid, True)]
+    env = {
+        e["name"]: e.get("value", e.get("valueFrom")) for e in made["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert env["PROPLET_CLIENT_ID"] == env["PROPLET_ENTITY_ID"] == "proplet-1"
+    assert env["PROPLET_CLIENT_KEY"] == {"secretKeyRef": {"name": "broker", "key": "proplet-1"}}
+    assert (env["PROPLET_MQTT_TIMEOUT"], env["PROPLET_LIVELINESS_INTERVAL"]) == ("30", "5")
+    with pytest.raises(ApiError, match="PodSecurity"):  # it is in force
+        space.server.call("POST", f"/api/v1/namespaces/{space.namespace}/pods", PLAIN_POD)
+    cluster.run_pod_of("farm-proplet")
+    eventually(lambda: space.condition("proplets", "farm", "Ready").get("status") == "False")
+    cluster.ready("farm-proplet")
+    eventually(lambda: space.condition("proplets", "farm", "Ready").get("reason") == "DeploymentReady")
+    assert space.status("proplets", "farm")["k8sStatus"] == {"readyReplicas": 1, "availableReplicas": 1}
+    assert space.condition("proplets", "farm", "Healthy")["reason"] == "DeploymentAvailable"
+    with plugged(Device("proplet-1", TOPICS), broker.link_settings("proplet-1")):  # as its pod would
+        space.apply(task_manifest("add", preferredPropletType="k8s"))
+        assert space.until("tasks", "add", "completed")["results"] == "42"
+        eventually(lambda: space.condition("proplets", "farm", "Connected").get("status") == "True")
+        assert space.condition("proplets", "farm", "Ready")["reason"] == "DeploymentReady"
+
+
+def test_a_deployment_that_somebody_changes_or_deletes_is_put_right(
+    space: Workspace, manager: ManagerProcess, broker: MosquittoServer
+) -> None:
+    cluster = Cluster(space)
+    space.apply(pod_proplet(space, broker))
+    cluster.until("farm-proplet")
+    cluster.patch("farm-proplet", {"spec": {"replicas": 3}})
+    eventually(lambda: cluster.get("farm-proplet")["spec"]["replicas"] == 1, "drift is repaired")
+    uid = cluster.get("farm-proplet")["metadata"]["uid"]
+    space.server.call("DELETE", f"{cluster.path}/farm-proplet")
+    eventually(lambda: "farm-proplet" in cluster.names() and cluster.get("farm-proplet")["metadata"]["uid"] != uid)
+    space.apply(pod_proplet(space, broker, image="example.org/proplet:2"))
+    eventually(lambda: cluster.get("farm-proplet")["spec"]["template"]["spec"]["containers"][0]["image"].endswith(":2"))
+    space.kubectl("scale", "proplet/farm", "--replicas=0")
+    eventually(lambda: cluster.get("farm-proplet")["spec"]["replicas"] == 0, "it is scaled to nothing")
+    eventually(lambda: space.condition("proplets", "farm", "Ready")["reason"] == "DeploymentScaledToZero")
+    space.kubectl("delete", "proplet", "farm")
+    cluster.until()
+
+
+def test_every_replica_has_an_identity_of_its_own(
+    space: Workspace, manager: ManagerProcess, broker: MosquittoServer
+) -> None:
+    cluster = Cluster(space)
+    space.apply(pod_proplet(space, broker, replicas=2))
+    told = eventually(lambda: space.condition("proplets", "farm", "Ready").get("reason") == "IdentitiesMissing")
+    assert told
+    cluster.until("farm-proplet")
+    eventually(lambda: "IdentitiesMissing" in space.kubectl("describe", "proplet", "farm").split("Events:")[1])
+    secret(space, "identities", proplet_1="one", proplet_2="two")
+    space.apply(pod_proplet(space, broker, replicas=2, identitiesSecretRef={"name": "identities"}))
+    cluster.until("farm-proplet", "farm-proplet-1")
+    pod = cluster.get("farm-proplet-1")["spec"]["template"]["spec"]
+    keys = [e["valueFrom"] for e in pod["containers"][0]["env"] if e["name"] == "PROPLET_CLIENT_KEY"]
+    assert keys == [{"secretKeyRef": {"name": "identities", "key": "proplet-2"}}]
+    for name in cluster.names():
+        cluster.run_pod_of(name)
+        cluster.ready(name)
+    eventually(lambda: space.status("proplets", "farm")["k8sStatus"]["readyReplicas"] == 2)
+    eventually(lambda: space.condition("proplets", "farm-1", "Ready").get("reason") == "DeploymentReady")
+    with plugged(Device("proplet-2", TOPICS), broker.link_settings("proplet-2")):
+        space.apply(task_manifest("add"))
+        assert space.until("tasks", "add", "completed")["assignedProplet"] == "farm-1"
+    space.kubectl("scale", "proplet/farm", "--replicas=1")
+    cluster.until("farm-proplet")
+    eventually(lambda: gone(space, "proplets", "farm-1"), "the record of the replica goes with it")
+
+
+def gone(space: Workspace, kind: str, name: str) -> bool:
+    try:
+        space.get(kind, name)
+    except ApiError as refused:
+        return refused.status == 404
+    return False
+
+
+def test_a_deployment_of_somebody_else_is_left_alone(
+    space: Workspace, manager: ManagerProcess, broker: MosquittoServer
+) -> None:
+    cluster = Cluster(space)
+    foreign = ["create", "deployment", "farm-proplet", "--image=example.org/other:1"]
+    space.kubectl(*foreign)
+    space.apply(pod_proplet(space, broker))
+    eventually(lambda: space.condition("proplets", "farm", "Ready").get("reason") == "DeploymentRefused")
+    assert cluster.get("farm-proplet")["spec"]["template"]["spec"]["containers"][0]["image"] == "example.org/other:1"
