@@ -35,6 +35,7 @@ from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
 from proplet.manager.registry import Membership
 from proplet.manager.store_kubernetes import KubernetesStore, open_kubernetes_store
+from proplet.manager.works import open_works
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +201,7 @@ class Reign:
         try:
             async with (
                 open_bus(bus_settings, control.announcement, control.hear) as bus,
+                open_works(self.store, self._events, collect_garbage=False),
                 anyio.create_task_group() as tasks,
             ):
                 self.trouble = ""
