@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -27,25 +27,23 @@ from proplet.manager.api_http import (
 )
 from proplet.manager.api_routes import Context, Operation
 from proplet.manager.manifest import ManifestError, parse_documents, to_manifest
-from proplet.manager.model import Key, Kind, Proplet, Resource, Task
+from proplet.manager.model import Key, Kind, Meta, PropellerJob, Proplet, Resource, Task
 from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, Store, StoreError
+from proplet.manager.runs import have_job_end, let_job_go
 
 _ATTEMPTS: Final = 8
 _YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml")
 _MAX_OBJECTS: Final = 1000
 
-KINDS: Final = {
-    name: kind
-    for kind, names in {
-        Kind.TASK: "tasks task",
-        Kind.PROPLET: "proplets proplet",
-        Kind.JOB: "propellerjobs propellerjob pjob",
-        Kind.FEDERATED_JOB: "federatedjobs federatedjob",
-        Kind.ROUND: "trainingrounds traininground",
-    }.items()
-    for name in names.split()
+_NAMES: Final = {
+    Kind.TASK: ("tasks", "task"),
+    Kind.PROPLET: ("proplets", "proplet"),
+    Kind.JOB: ("propellerjobs", "propellerjob", "pjob", "jobs", "job"),
+    Kind.FEDERATED_JOB: ("federatedjobs", "federatedjob"),
+    Kind.ROUND: ("trainingrounds", "traininground"),
 }
-PLURALS: Final = tuple(name for name in KINDS if name.endswith("s"))
+KINDS: Final = {name: kind for kind, names in _NAMES.items() for name in names}
+PLURALS: Final = tuple(names[0] for names in _NAMES.values())
 
 
 def kind_of(text: str) -> Kind:
@@ -97,6 +95,18 @@ async def stop_task(context: Context, request: Request) -> Response:
     return reply(to_manifest(await context.control.stop(task.id)))
 
 
+async def start_job(context: Context, request: Request) -> Response:
+    """Let a job go that waits for its start; of one under way nothing changes."""
+    found = await context.store.get(Kind.JOB, _key(request))
+    return reply(to_manifest(await let_job_go(context.store, found.meta.uid)))
+
+
+async def stop_job(context: Context, request: Request) -> Response:
+    """Have a job end: what runs is stopped, nothing more is started."""
+    found = await context.store.get(Kind.JOB, _key(request))
+    return reply(to_manifest(await have_job_end(context.store, found.meta.uid)))
+
+
 async def task_logs(context: Context, request: Request) -> Response:
     """Answer a task's last output lines, as its proplets sent them, oldest first."""
     task = await _task(context, request)
@@ -134,7 +144,7 @@ class _Applied:
 
     def plain(self) -> dict[str, Any]:
         meta = self.resource.meta
-        warning = rules.unsupported(self.resource) if isinstance(self.resource, Task) else None
+        warning = _unsupported(self.resource)
         return {
             "kind": self.resource.kind.value,
             "namespace": meta.namespace,
@@ -144,6 +154,14 @@ class _Applied:
             "action": self.action,
             **({"warning": warning} if warning else {}),
         }
+
+
+def _unsupported(resource: Resource) -> str | None:
+    """What of it, or of a Task it will make, this version cannot run."""
+    if isinstance(resource, Task):
+        return rules.unsupported(resource)
+    specs = resource.spec.tasks if isinstance(resource, PropellerJob) else ()
+    return next(filter(None, (rules.unsupported(Task(Meta(""), spec)) for spec in specs)), None)
 
 
 async def apply(context: Context, request: Request) -> Response:
@@ -209,8 +227,9 @@ async def _try_to_apply(store: Store, wanted: Resource, *, dry: bool) -> _Applie
     merged = _merged(current, wanted)
     if (merged.spec, merged.meta) == (current.spec, current.meta):
         return _Applied(current, "unchanged")
-    if isinstance(current, Task) and isinstance(merged, Task) and (frozen := rules.frozen_changes(current, merged)):
-        what = f"Task {current.meta.key} has been dispatched: {', '.join(frozen)} cannot change any more"
+    if frozen := rules.frozen(current, merged):
+        begun = "been dispatched" if isinstance(current, Task) else "started"
+        what = f"{current.kind.value} {current.meta.key} has {begun}: {', '.join(frozen)} cannot change any more"
         raise ProblemError(409, "frozen", f"{what}; delete it and apply it again, or give the new one another name")
     return _Applied(merged if dry else await store.put(merged), "configured")
 
@@ -218,11 +237,9 @@ async def _try_to_apply(store: Store, wanted: Resource, *, dry: bool) -> _Applie
 def _merged(current: Resource, wanted: Resource) -> Resource:
     """The current resource with the manifest's spec, labels and annotations; the version stays: a race shows."""
     meta = replace(current.meta, labels=wanted.meta.labels, annotations=wanted.meta.annotations)
-    if isinstance(current, Task) and isinstance(wanted, Task):
-        return replace(current, meta=meta, spec=wanted.spec)
-    assert isinstance(current, Proplet)
-    assert isinstance(wanted, Proplet)
-    return replace(current, meta=meta, spec=wanted.spec)
+    assert type(current) is type(wanted)
+    merged: Resource = replace(cast("Any", current), meta=meta, spec=wanted.spec)
+    return merged
 
 
 _ONE = "/api/v1/{kind}/{namespace}/{name}"
@@ -254,6 +271,24 @@ OPERATIONS = (
         "/api/v1/tasks/{namespace}/{name}/stop",
         stop_task,
         "Stop a task",
+        answer="Manifest",
+        errors=(404, 409),
+        tag="manifests",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/propellerjobs/{namespace}/{name}/start",
+        start_job,
+        "Start a job that waits for that",
+        answer="Manifest",
+        errors=(404, 409),
+        tag="manifests",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/propellerjobs/{namespace}/{name}/stop",
+        stop_job,
+        "Stop a job",
         answer="Manifest",
         errors=(404, 409),
         tag="manifests",

@@ -17,6 +17,7 @@ _PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "The most items to answer."),
     "metadata": ({"type": "string"}, "A JSON object; only tasks whose metadata has each of its members."),
     "status": ({"enum": ["active", "inactive"]}, "Only proplets that are alive, or that are not."),
+    "status:job": ({"enum": ["pending", "running", "completed", "failed"]}, "Only jobs that are so."),
     "namespace": ({"type": "string"}, "Only this namespace."),
     "name": ({"type": "string"}, "Only the resource of this name."),
     "kind": (
@@ -105,4 +106,10 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def _parameter(name: str) -> dict[str, Any]:
     schema, description = _PARAMETERS[name]
     place = "header" if name == "Last-Event-ID" else "query"
-    return {"name": name, "in": place, "required": name == "kind", "schema": schema, "description": description}
+    return {
+        "name": name.partition(":")[0],
+        "in": place,
+        "required": name == "kind",
+        "schema": schema,
+        "description": description,
+    }

@@ -19,6 +19,14 @@ from proplet.manager.vocabulary import (
     TASK_SPEC,
     TASK_STATUS,
 )
+from proplet.manager.vocabulary_work import (
+    FEDERATED_SPEC,
+    FEDERATED_STATUS,
+    JOB_SPEC,
+    JOB_STATUS,
+    ROUND_SPEC,
+    ROUND_STATUS,
+)
 
 Schema = dict[str, Any]
 
@@ -28,7 +36,7 @@ _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _NUMBER: Final[Schema] = {"type": "number"}
 _FLAG: Final[Schema] = {"type": "boolean"}
 
-_SCALARS: Final = (
+_SCALARS: Final[tuple[tuple[Any, Schema], ...]] = (
     (scalars.TEXT, _TEXT),
     (scalars.FLAG, _FLAG),
     (scalars.WHOLE, {"type": "integer"}),
@@ -41,6 +49,7 @@ _SCALARS: Final = (
     (scalars.SECONDS, {"type": ["string", "number"]}),
     (scalars.QUANTITY_TEXT, {"type": ["string", "number"]}),
     (scalars.OBJECT, {"type": "object"}),
+    (scalars.ANY, {}),
 )
 
 
@@ -170,6 +179,17 @@ def schemas() -> dict[str, Schema]:
         "last_alive_at": _MOMENT,
         "metadata": schema_of(PROPLET_METADATA, Style.REST),
     }
+    job = {
+        "job_id": _TEXT,
+        "name": _TEXT,
+        "execution_mode": _TEXT,
+        "state": {"enum": [0, 2, 3, 4]},
+        "tasks": _list(_ref("Task")),
+        "start_time": _MOMENT,
+        "finish_time": _MOMENT,
+        "created_at": _MOMENT,
+        **schema_of(JOB_STATUS, Style.REST)["properties"],
+    }
     event_types = {"enum": ["ADDED", "MODIFIED", "DELETED", "SYNCED"]}
     applied = {
         "kind": _TEXT,
@@ -194,6 +214,14 @@ def schemas() -> dict[str, Schema]:
         "TaskInput": _object(task, "name"),
         "TaskUpdate": _object(task),
         "TaskList": _page("tasks", _ref("Task")),
+        "Job": _object(job, "job_id", "tasks"),
+        "JobInput": _object(
+            {"name": _TEXT, "execution_mode": _TEXT, "tasks": _list(_ref("TaskInput"))}, "name", "tasks"
+        ),
+        "JobList": _page("jobs", _ref("Job")),
+        "JobMessage": _object({"message": _TEXT, "job_id": _TEXT}, "message", "job_id"),
+        "Workflow": _object({"tasks": _list(_ref("Task"))}, "tasks"),
+        "WorkflowInput": _object({"tasks": _list(_ref("TaskInput"))}, "tasks"),
         "Upload": _object({"file": {"type": "string", "contentMediaType": "application/wasm"}}, "file"),
         "Started": _object({"started": {"const": True}}, "started"),
         "Stopped": _object({"stopped": {"const": True}}, "stopped"),
@@ -207,7 +235,12 @@ def schemas() -> dict[str, Schema]:
         "Sdf": _object({"info": {"type": "object"}, "sdfThing": {"type": "object"}}, "info", "sdfThing"),
         "TaskManifest": _manifest(Kind.TASK, TASK_SPEC, TASK_STATUS),
         "PropletManifest": _manifest(Kind.PROPLET, PROPLET_SPEC, PROPLET_STATUS),
-        "Manifest": {"oneOf": [_ref("TaskManifest"), _ref("PropletManifest")]},
+        "JobManifest": _manifest(Kind.JOB, JOB_SPEC, JOB_STATUS),
+        "FederatedJobManifest": _manifest(Kind.FEDERATED_JOB, FEDERATED_SPEC, FEDERATED_STATUS),
+        "RoundManifest": _manifest(Kind.ROUND, ROUND_SPEC, ROUND_STATUS),
+        "Manifest": {
+            "oneOf": [_ref(f"{kind}Manifest") for kind in ("Task", "Proplet", "Job", "FederatedJob", "Round")]
+        },
         "ManifestList": _object({"items": _list(_ref("Manifest")), "version": _COUNT}, "items", "version"),
         "Manifests": {
             "description": "One manifest, or a List of them; as YAML also several documents",

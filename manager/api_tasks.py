@@ -5,6 +5,7 @@ always has a body, a missing task is 404 on every store, validation errors are 4
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -29,7 +30,7 @@ from proplet.manager.api_http import (
 from proplet.manager.api_multipart import MultipartError, file_part
 from proplet.manager.api_routes import PAGING, Context, Operation
 from proplet.manager.model import Kind, Task
-from proplet.manager.ports import AlreadyExistsError, ConflictError
+from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError
 from proplet.manager.rest import RestError, apply_update, rest_path, task_from_rest, task_to_rest, with_file
 
 _ATTEMPTS = 8
@@ -66,7 +67,7 @@ async def create_task(context: Context, request: Request) -> Response:
     body = await read_object(request, context.body)
     for attempt in range(_ATTEMPTS):
         try:
-            task = await context.store.create(_checked(task_from_rest, body))
+            task = await context.store.create(await _with_names(context, _checked(task_from_rest, body)))
             break
         except AlreadyExistsError:
             # The record's name is made up by us, the client cannot choose another one.
@@ -114,7 +115,7 @@ async def _update(context: Context, request: Request, change: Callable[[Task], T
     for attempt in range(_ATTEMPTS):
         task = await _find(context, request)
         check_version(request, task.meta.version)
-        wanted = _checked(change, task)
+        wanted = await _with_names(context, _checked(change, task))
         if frozen := rules.frozen_changes(task, wanted, finished_too=False):
             fields = ", ".join(rest_path(path) for path in frozen)
             raise ProblemError(409, "frozen", f"the task is under way: {fields} cannot change until it has ended")
@@ -167,15 +168,26 @@ async def metrics(context: Context, request: Request) -> Response:
 
 async def not_implemented(_context: Context, _request: Request) -> Response:
     """Refuse what a later version will do."""
-    raise ProblemError(
-        501, "not_implemented", "this version does not do that: no jobs, workflows, FL and invocations yet"
-    )
+    raise ProblemError(501, "not_implemented", "this version does not do that: no FL over HTTP and no invocations yet")
 
 
 async def _find(context: Context, request: Request) -> Task:
     found = await context.store.find(Kind.TASK, request.path_params["id"])
     assert isinstance(found, Task)
     return found
+
+
+async def _with_names(context: Context, task: Task) -> Task:
+    """The task with the names of those it depends on where a client gave their ids."""
+    names = []
+    for name in task.spec.depends_on:
+        try:
+            names.append((await context.store.find(Kind.TASK, name)).meta.name)
+        except NotFoundError:
+            names.append(name)
+    if tuple(names) == task.spec.depends_on:
+        return task
+    return replace(task, spec=replace(task.spec, depends_on=tuple(names)))
 
 
 def _checked(build: Callable[[_Given], Task], given: _Given) -> Task:
@@ -230,12 +242,6 @@ OPERATIONS = (
         errors=(400, 404),
     ),
     _later("POST", "/tasks/{id}/invoke", "tasks"),
-    _later("POST", "/workflows", "workflows"),
-    _later("GET", "/jobs", "jobs"),
-    _later("POST", "/jobs", "jobs"),
-    _later("GET", "/jobs/{id}", "jobs"),
-    _later("POST", "/jobs/{id}/start", "jobs"),
-    _later("POST", "/jobs/{id}/stop", "jobs"),
     _later("POST", "/fl/experiments", "fl"),
     _later("GET", "/fl/task", "fl"),
     _later("POST", "/fl/update", "fl"),

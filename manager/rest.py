@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from proplet.agent import codec
 from proplet.manager import rules
-from proplet.manager.model import Meta, Proplet, Task, TaskSpec
+from proplet.manager.model import Meta, PropellerJob, Proplet, Task, TaskSpec
 from proplet.manager.ports import Liveness
 from proplet.manager.reading import Problem, Reading, Style, kind_of, unknown_field
 from proplet.manager.scalars import TEXT
@@ -56,7 +56,23 @@ class RestError(ValueError):
 
 
 def task_from_rest(body: Any, *, namespace: str = "default") -> Task:
-    """Return a new Task, held until somebody starts it. Its uid is a fresh UUIDv4, whatever `id` the body has.
+    """Return a new Task, held until somebody starts it; one that depends on others waits for those instead.
+
+    Its uid is a fresh UUIDv4, whatever `id` the body has.
+
+    Raises:
+        RestError: with every mistake.
+    """
+    spec, labels = spec_from_rest(body)
+    uid = str(uuid.uuid4())
+    meta = Meta(resource_name(spec.name, uid), namespace, uid=uid, labels=labels)
+    task = Task(meta, replace(spec, held=not spec.depends_on))
+    check(task)
+    return task
+
+
+def spec_from_rest(body: Any) -> tuple[TaskSpec, Mapping[str, str]]:
+    """Return what a task's body says, and its labels; whether it keeps to the rules is not looked at.
 
     Raises:
         RestError: with every mistake.
@@ -65,12 +81,7 @@ def task_from_rest(body: Any, *, namespace: str = "default") -> Task:
     given, labels = _read(_fields(body), reading)
     if reading.problems:
         raise RestError(reading.problems)
-    uid = str(uuid.uuid4())
-    spec = _with_pin(TaskSpec(), given)
-    meta = Meta(_resource_name(spec.name, uid), namespace, uid=uid, labels=labels or {})
-    task = Task(meta, replace(spec, held=True))
-    _check(task)
-    return task
+    return _with_pin(TaskSpec(), given), labels or {}
 
 
 def apply_update(task: Task, body: Any) -> Task:
@@ -95,14 +106,14 @@ def apply_update(task: Task, body: Any) -> Task:
         spec = replace(spec, file=b"")
     meta = task.meta if labels is None else replace(task.meta, labels=labels)
     updated = replace(task, meta=meta, spec=spec)
-    _check(updated)
+    check(updated)
     return updated
 
 
 def with_file(task: Task, module: bytes) -> Task:
     """Return `task` with an uploaded module in place of the one it had. Raises RestError."""
     updated = replace(task, spec=replace(task.spec, file=module, image_url=""))
-    _check(updated)
+    check(updated)
     return updated
 
 
@@ -143,10 +154,10 @@ def _with_pin(spec: TaskSpec, given: Mapping[str, Any]) -> TaskSpec:
     return replace(spec, selector=replace(spec.selector, proplet_id=pin or None))
 
 
-def _check(task: Task) -> None:
-    """Hold a task to the rules, whose paths are the manifest's."""
+def check(resource: Task | PropellerJob) -> None:
+    """Hold a resource to the rules, whose paths are the manifest's. Raises RestError."""
     # A task may be created first and given its module by an upload; `rules.unsupported` holds it until then.
-    problems = rules.check(task, ignoring=rules.MODULE_GIVEN)
+    problems = rules.check(resource, ignoring=rules.MODULE_GIVEN)
     if problems:
         raise RestError([Problem(rest_path(problem.path), _snake_words(problem.text)) for problem in problems])
 
@@ -170,7 +181,8 @@ def _snake_words(text: str) -> str:
     )
 
 
-def _resource_name(name: str, uid: str) -> str:
+def resource_name(name: str, uid: str) -> str:
+    """Return the name of a resource that a client calls `name`: one of its own, readable."""
     stem = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:200].strip("-")
     return f"{stem or 'task'}-{uid[:8]}"
 

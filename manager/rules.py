@@ -6,13 +6,13 @@ The custom resource definitions' rules are held to this list by the corpus in te
 import re
 from typing import Final
 
-from proplet.manager.model import Meta, PropellerJob, Resource
+from proplet.manager.model import WORKS, Meta, PropellerJob, Resource, Task
 from proplet.manager.reading import Problem
 from proplet.manager.rules_proplet import PROPLET_RULES
 from proplet.manager.rules_task import MODULE_GIVEN, TASK_RULES, frozen_changes, unsupported
-from proplet.manager.rules_work import WORK_RULES, check_tasks
+from proplet.manager.rules_work import WORK_RULES, check_tasks, frozen_in_works
 
-__all__ = ["MODULE_GIVEN", "RULES", "check", "check_meta", "frozen_changes", "unsupported"]
+__all__ = ["MODULE_GIVEN", "RULES", "check", "check_meta", "frozen", "frozen_changes", "unsupported"]
 
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -36,6 +36,13 @@ def check(resource: Resource, *, ignoring: str = "") -> list[Problem]:
     if isinstance(resource, PropellerJob):
         problems += check_tasks(resource)
     return problems
+
+
+def frozen(old: Resource, new: Resource) -> list[str]:
+    """Return the paths of the fields that `new` changes although `old` has begun; none: it may be stored."""
+    if isinstance(old, Task) and isinstance(new, Task):
+        return frozen_changes(old, new)
+    return frozen_in_works(old, new) if old.kind in WORKS else []
 
 
 def check_meta(meta: Meta) -> list[Problem]:

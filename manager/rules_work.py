@@ -1,14 +1,16 @@
 """The rules of PropellerJobs, FederatedJobs and TrainingRounds; a job's tasks must keep a Task's rules, too."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, Final
 
-from proplet.manager.model import ExecutionMode, Kind, Meta, PropellerJob, Task, TaskSpec
-from proplet.manager.reading import Problem, Rule
+from proplet.manager.model import ExecutionMode, Kind, Meta, PropellerJob, Resource, Task, TaskSpec, WorkPhase
+from proplet.manager.reading import Problem, Rule, camel
 from proplet.manager.rules_task import DEPENDENCIES_HAVE_A_GROUP, TASK_RULES
 
 ALGORITHMS: Final = ("fedavg",)
 _NAME_CHARACTERS: Final = 253
+_MANIFEST_NAMES: Final = {"federated_job": "federatedJobRef"}
 
 
 def _job(name: str, path: str, broken: Callable[[PropellerJob], bool], message: str) -> Rule:
@@ -208,4 +210,16 @@ def _check_task(spec: TaskSpec, where: str) -> list[Problem]:
         Problem(where + rule.path.removeprefix("spec"), rule.message)
         for rule in TASK_RULES
         if rule.name != DEPENDENCIES_HAVE_A_GROUP and rule.broken(task)
+    ]
+
+
+def frozen_in_works(old: Resource, new: Resource) -> list[str]:
+    """Return the paths of the fields that a work changes although it has started; none: it may be stored."""
+    status: Any = old.status
+    if status.phase is WorkPhase.PENDING and not status.start_time:
+        return []
+    return [
+        f"spec.{_MANIFEST_NAMES.get(f.name) or camel(f.name)}"
+        for f in fields(type(old.spec))
+        if getattr(old.spec, f.name) != getattr(new.spec, f.name, None)
     ]

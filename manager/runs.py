@@ -1,10 +1,13 @@
 """Runs asked for and asked to end, by a person or a program: written to the store, where the controller finds them."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
 from proplet.manager import outcome
-from proplet.manager.model import Kind, Task
+from proplet.manager.job_plan import HELD, STOP
+from proplet.manager.jobs import ENDED
+from proplet.manager.model import Kind, PropellerJob, Task
 from proplet.manager.phases import TERMINAL
 from proplet.manager.ports import ConflictError, NotRunningError, Store
 
@@ -38,3 +41,25 @@ async def ask_stop(store: Store, uid: str, wall: float) -> Task:
 
 async def _find(store: Store, uid: str) -> Task:
     return cast("Task", await store.find(Kind.TASK, uid))
+
+
+async def let_job_go(store: Store, uid: str) -> PropellerJob:
+    """Let a job go that waits for its start; of one under way it is no-op. Raises NotFoundError, NotRunningError."""
+    return await _annotate(store, uid, lambda given: {name: text for name, text in given.items() if name != HELD})
+
+
+async def have_job_end(store: Store, uid: str) -> PropellerJob:
+    """Have a job end: its Tasks are stopped, no more are made. Raises NotFoundError, NotRunningError."""
+    return await _annotate(store, uid, lambda given: {**given, STOP: "true"})
+
+
+async def _annotate(store: Store, uid: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> PropellerJob:
+    while True:
+        job = cast("PropellerJob", await store.find(Kind.JOB, uid))
+        if job.status.phase in ENDED:
+            raise NotRunningError(f"job {job.meta.name} has ended ({job.status.phase.value}); make a new one")
+        try:
+            changed = await store.put(replace(job, meta=replace(job.meta, annotations=change(job.meta.annotations))))
+        except ConflictError:
+            continue
+        return cast("PropellerJob", changed)
