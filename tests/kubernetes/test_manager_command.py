@@ -1,24 +1,34 @@
 """``proplet manager`` against a real API server and a real broker: what a person sees, and what survives what."""
 
+import base64
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.manager.device import Device
 from tests.support.kubernetes import ApiServer
 from tests.support.kubernetes_manager import (
     GROUP,
+    TOPICS,
+    Holding,
     ManagerProcess,
     Workspace,
     eventually,
     install_crds,
     manager_arguments,
+    plugged,
     proplet_manifest,
     task_manifest,
 )
 from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, mosquitto  # noqa: F401
 from tests.support.node import NodeProcess
+
+LOOP = base64.b64encode((Path(__file__).parents[1] / "modules" / "loop.wasm").read_bytes()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +103,111 @@ def test_the_tutorial_works_as_it_is_written(
         assert manager.metric("proplet_dispatch_seconds_count") >= 1
         assert manager.metric("proplet_leader") == 1
     eventually(lambda: space.condition("proplets", "docker-proplet", "Ready")["status"] == "False", "its will is heard")
+
+
+def test_only_the_namespaces_to_watch_are_managed(
+    space: Workspace, broker: MosquittoServer, tmp_path: Path, api_server: ApiServer
+) -> None:
+    other = Workspace(api_server, f"{space.namespace}-other")
+    api_server.create_namespace(other.namespace)
+    try:
+        environ = {"WATCH_NAMESPACE": f"{space.namespace}, {other.namespace}"}
+        with ManagerProcess(tmp_path / "m", manager_arguments(broker, api_server), environ) as manager:
+            with plugged(Device("proplet-1", TOPICS), broker.link_settings("proplet-1")):
+                other.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("add"))
+                assert other.until("tasks", "add", "completed")["results"] == "42"
+            manager.stop()
+        one = manager_arguments(broker, api_server, "--namespace", space.namespace)
+        with ManagerProcess(tmp_path / "one", one) as manager:
+            with plugged(Device("proplet-2", TOPICS), broker.link_settings("proplet-2")):
+                other.apply(task_manifest("unseen"))
+                space.apply(proplet_manifest("p", "proplet-2", broker.address), task_manifest("seen"))
+                space.until("tasks", "seen", "completed")
+            assert other.status("tasks", "unseen") == {}
+    finally:
+        api_server.remove_namespace(other.namespace)
+
+
+def test_a_proplet_on_another_channel_is_told_so(space: Workspace, manager: ManagerProcess) -> None:
+    manifest = proplet_manifest("elsewhere", "proplet-9", "tcp://elsewhere:1883")
+    manifest["spec"]["connectionConfig"]["channelId"] = "another"
+    space.apply(manifest)
+    told = eventually(lambda: space.condition("proplets", "elsewhere", "Ready"))
+    assert told["status"] == "False"
+    assert "another" in told["message"]
+
+
+def test_one_device_is_broker_manager_and_agent_of_a_cluster(
+    space: Workspace, api_server: ApiServer, tmp_path: Path
+) -> None:
+    home = tmp_path / "device"
+    config = (
+        f'[node]\nid = "pi"\nstate_dir = "{home / "state"}"\ncache_dir = "{home / "cache"}"\n'
+        f'runtime_dir = "{home / "run"}"\n[agent]\nliveliness_interval = "1s"\n[broker]\nport = 0\n'
+        f'[kubernetes]\nkubeconfig = "{api_server.kubeconfig}"\nnamespaces = ["{space.namespace}"]\n'
+    )
+    connection = {"domainId": "local", "channelId": "main", "clientId": "pi", "clientKey": "x", "mqttAddress": "x"}
+    manifest = proplet_manifest("pi", "pi", "x", connectionConfig=connection)
+    with NodeProcess(home, config) as node:
+        space.apply(manifest, task_manifest("add"))
+        assert space.until("tasks", "add", "completed")["results"] == "42"
+        space.apply(task_manifest("daemon", file=LOOP, daemon=True, inputs=[]))
+        space.until("tasks", "daemon", "running")
+        assert space.get("tasks", "daemon")["metadata"]["finalizers"]
+        node.kill()
+        space.kubectl("delete", "task", "daemon", "--wait=false")  # while nobody is there to stop it
+        node.start()
+        eventually(lambda: not space.kubectl("get", "tasks", "daemon", "--ignore-not-found"), "it is stopped and goes")
+        assert node.stop() == 0
+
+
+def test_finalizers_come_off_so_that_everything_can_be_deleted(
+    space: Workspace, broker: MosquittoServer, tmp_path: Path
+) -> None:
+    arguments = manager_arguments(broker, space.server, "-n", space.namespace)
+    with ManagerProcess(tmp_path / "m", arguments) as manager:
+        with plugged(Holding("proplet-1", TOPICS), broker.link_settings("proplet-1")):
+            space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("held", daemon=True))
+            space.until("tasks", "held", "running")
+        manager.kill()
+    space.kubectl("delete", "task", "held", "--wait=false")
+    assert space.get("tasks", "held")["metadata"]["deletionTimestamp"]
+    code, said = command(f"--kubeconfig={space.server.kubeconfig}", "-n", space.namespace, "--remove-finalizers")
+    assert (code, "1 resources were freed" in said) == (0, True), said
+    assert space.kubectl("get", "tasks") == ""
+
+
+def command(*arguments: str, **environ: str) -> tuple[int, str]:
+    """How ``proplet manager`` ends, and what it says."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PROPLET_", "KUBE"))} | {"HOME": "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-m", "proplet.agent", "manager", *arguments],
+        env=env | environ, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 78, "no broker: give --mqtt-address"),
+        (["--mqtt-address=tcp://b:1883"], 78, "mqtt.domain: is missing"),
+        (["--no-such-flag"], 2, "unrecognized arguments"),
+        (["--mqtt-address=tcp://b", "--domain-id=d", "--channel-id=c", "--health-probe-bind-address=x"], 78,
+         "--health-probe-bind-address: kubernetes.health_address: "),
+        (["--mqtt-address=tcp://b", "--domain-id=d", "--channel-id=c", "--namespace=No"], 78,
+         '--namespace: kubernetes.namespaces: "No" is no namespace'),
+        (["--mqtt-address=tcp://b", "--domain-id=d", "--channel-id=c"], 69, "does not say how to reach a cluster"),
+        (["--mqtt-address=tcp://b", "--tenant-id=d", "--channel-id=c", "--kubeconfig=/nowhere"], 78,
+         "--kubeconfig: kubernetes.kubeconfig: /nowhere cannot be read"),
+        (["--mqtt-address=tcp://b", "--tenant-id=d", "--channel-id=c", "--api-key=secret"], 69,
+         "--client-key shows the secret to everybody on this machine (ps): use --client-key-file FILE"),
+        (["--mqtt-address=tcp://b", "--tenant-id=d", "--channel-id=c", "--scheduler=priority", "--enable-http2"], 69,
+         "the least loaded is always taken"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_arguments_is_said_in_a_line(arguments: list[str], code: int, words: str) -> None:
+    ended, said = command(*arguments)
+    assert words in said
+    assert ended == code, said
+    assert "Traceback" not in said
