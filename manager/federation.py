@@ -57,38 +57,43 @@ def _problem(job: FederatedJob) -> str | None:
 
 
 def _follow(job: FederatedJob, related: Related, now: float) -> WorkDecision:
-    number = max(job.status.current_round, 1)
-    name = round_name(job, number)
-    round_ = related.rounds.get(name)
-    if round_ is None:
-        return WorkDecision(_running(job, number, now), create=(_round_of(job, number),))
-    if round_.meta.owner is None or round_.meta.owner.uid != job.meta.uid:
-        message = f"TrainingRound {name} is in the way: it is not this job's; delete it"
-        return WorkDecision(_running(job, number, now, message), wake_at=now + LOOK_AGAIN_S)
-    job = replace(job, status=replace(job.status, participants=_participants(job, round_, now)))
-    if round_.status.phase is WorkPhase.FAILED:
-        why = next((each.message for each in round_.status.conditions if each.type == "Ready"), "")
-        return _failed(job, "RoundFailed", f"Training round failed: {name}: {why}", now)
-    if round_.status.phase is not WorkPhase.COMPLETED:
-        return WorkDecision(_running(job, number, now))
-    return _next(job, round_, number, now)
+    """Go through the rounds there are: one made before a crash can be over, and then nothing would bring a look."""
+    told: list[Told] = []
+    while True:
+        number = max(job.status.current_round, 1)
+        name = round_name(job, number)
+        round_ = related.rounds.get(name)
+        if round_ is None:
+            return WorkDecision(_running(job, now), create=(_round_of(job, number),), told=tuple(told))
+        if round_.meta.owner is None or round_.meta.owner.uid != job.meta.uid:
+            message = f"TrainingRound {name} is in the way: it is not this job's; delete it"
+            return WorkDecision(_running(job, now, message), told=tuple(told), wake_at=now + LOOK_AGAIN_S)
+        job = replace(job, status=replace(job.status, participants=_participants(job, round_, now)))
+        if round_.status.phase is WorkPhase.FAILED:
+            why = next((each.message for each in round_.status.conditions if each.type == READY), "")
+            failed = _failed(job, "RoundFailed", f"Training round failed: {name}: {why}", now)
+            return replace(failed, told=(*told, *failed.told))
+        if round_.status.phase is not WorkPhase.COMPLETED:
+            return WorkDecision(_running(job, now), told=tuple(told))
+        job = _taken_over(job, round_, number, now)
+        told.append(Told("RoundCompleted", f"Round {number} of {job.spec.rounds.total} is completed"))
+        if job.status.phase is WorkPhase.COMPLETED:
+            return WorkDecision(job, told=(*told, Told("Completed", "All rounds completed")))
 
 
-def _next(job: FederatedJob, round_: TrainingRound, number: int, now: float) -> WorkDecision:
-    """A round is done: take over what it has learnt, and begin another or end."""
+def _taken_over(job: FederatedJob, round_: TrainingRound, number: int, now: float) -> FederatedJob:
+    """The job after a round: with what it has learnt, at the next round or over."""
     status = replace(
         job.status,
         completed_rounds=number,
         aggregate=round_.status.aggregate,
         aggregated_model_ref=round_.status.aggregated_model_ref,
+        observed_generation=job.meta.generation,
     )
-    job = replace(job, status=status)
-    told = Told("RoundCompleted", f"Round {number} of {job.spec.rounds.total} is completed")
-    if number >= job.spec.rounds.total:
-        conditions = _ready(job, "Completed", "All rounds completed", now)
-        done = replace(status, phase=WorkPhase.COMPLETED, finish_time=now, conditions=conditions)
-        return WorkDecision(replace(job, status=done), told=(told, Told("Completed", "All rounds completed")))
-    return WorkDecision(_running(job, number + 1, now), create=(_round_of(job, number + 1),), told=(told,))
+    if number < job.spec.rounds.total:
+        return replace(job, status=replace(status, current_round=number + 1))
+    conditions = _ready(job, "Completed", "All rounds completed", now)
+    return replace(job, status=replace(status, phase=WorkPhase.COMPLETED, finish_time=now, conditions=conditions))
 
 
 def _round_of(job: FederatedJob, number: int) -> TrainingRound:
@@ -117,10 +122,10 @@ def _round_of(job: FederatedJob, number: int) -> TrainingRound:
     )
 
 
-def _running(job: FederatedJob, number: int, now: float, message: str = "Job is running") -> FederatedJob:
+def _running(job: FederatedJob, now: float, message: str = "Job is running") -> FederatedJob:
     status = replace(
         job.status,
-        current_round=number,
+        current_round=max(job.status.current_round, 1),
         conditions=_ready(job, "Running", message, now),
         observed_generation=job.meta.generation,
     )

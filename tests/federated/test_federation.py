@@ -174,6 +174,24 @@ def test_a_crash_after_the_next_round_was_made_finds_it_again() -> None:
     assert (scene.job, scene.rounds) == (after, rounds)
 
 
+def test_a_round_that_was_made_and_ended_before_a_crash_is_taken_over_in_one_look() -> None:
+    """Nothing changes any more that would bring another."""
+    scene = Scene(a_job(total=3))
+    scene.settle()
+    before = scene.job
+    assert before is not None
+    for number in (1, 2):
+        scene.answer(number, 1, 1.0)
+        scene.answer(number, 2, 3.0)
+    decision = federation.decide(before, Related(scene.tasks, scene.rounds), scene.now)
+    assert isinstance(decision.work, FederatedJob)
+    assert (decision.work.status.current_round, decision.work.status.completed_rounds) == (3, 2)
+    assert [told.reason for told in decision.told] == ["RoundCompleted", "RoundCompleted"]
+    del scene.rounds["round-3-job"]
+    decision = federation.decide(before, Related(scene.tasks, scene.rounds), scene.now)
+    assert [child.meta.name for child in decision.create] == ["round-3-job"]
+
+
 def test_the_longest_name_of_a_job_gives_rounds_and_tasks_their_names() -> None:
     job = a_job(participants=("Proplet_1", "x" * 253), k=1)
     scene = Scene(replace(job, meta=replace(job.meta, name="j" * 253)))
