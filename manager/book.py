@@ -3,7 +3,7 @@
 The controller's memory, without decisions. All of it can be made again from the store; losing it repeats messages.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
@@ -28,6 +28,7 @@ class Book:
         self.crowd = Crowd(fleet)  # pending until a proplet has room
         self._fleet = fleet
         self._keys: dict[Key, str] = {}
+        self._assigned: Counter[str] = Counter()
         self._dependents: dict[Key, set[str]] = {}
         self._tasks: dict[str, Task] = {}
         self._contacts: dict[str, Contacts] = {}
@@ -60,8 +61,25 @@ class Book:
         self._tasks[task.id] = task
         self._keys[task.meta.key] = task.id
         self._depend(known, task)
+        self._count(known, task)
         self.index(task)
         return True
+
+    def _count(self, before: Task | None, after: Task | None) -> None:
+        """Keep the numbers of tasks by proplet."""
+        was = before.status.proplet_id if before is not None else None
+        now = after.status.proplet_id if after is not None else None
+        if was != now:
+            if was is not None:
+                self._assigned[was] -= 1
+                if not self._assigned[was]:
+                    del self._assigned[was]
+            if now is not None:
+                self._assigned[now] += 1
+
+    def assigned(self, proplet_id: str) -> int:
+        """Return how many tasks are or were with a proplet, of those that are there."""
+        return self._assigned[proplet_id]
 
     def _depend(self, before: Task | None, after: Task | None) -> None:
         """Keep the index of who depends on whom."""
@@ -93,7 +111,9 @@ class Book:
     def forget(self, task: Task) -> None:
         """It was deleted. That it once was ours is remembered for a while: it may turn up again."""
         uid = task.id
-        self._depend(self._tasks.pop(uid, None), None)
+        known = self._tasks.pop(uid, None)
+        self._depend(known, None)
+        self._count(known, None)
         if self._keys.get(task.meta.key) == uid:
             del self._keys[task.meta.key]
         self._awaiting.pop(uid, None)

@@ -30,10 +30,10 @@ from proplet.manager.kubernetes_events import open_kubernetes_events
 from proplet.manager.kubernetes_lease import LeaseLostError, LeaseTerms, held_lease, new_identity
 from proplet.manager.manifest import GROUPS
 from proplet.manager.measures import MeasuredStore, Measures
+from proplet.manager.membership import Membership
 from proplet.manager.model import Kind
 from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
-from proplet.manager.registry import Membership
 from proplet.manager.store_kubernetes import KubernetesStore, open_kubernetes_store
 from proplet.manager.works import open_works
 

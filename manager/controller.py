@@ -34,6 +34,7 @@ from proplet.manager.exchange import (
 )
 from proplet.manager.hearing import Hearing, Tell, nothing_to_do
 from proplet.manager.ledger import Ledger
+from proplet.manager.membership import Membership
 from proplet.manager.model import Kind, Task
 from proplet.manager.observed import Observed
 from proplet.manager.phases import TERMINAL, IllegalTransitionError, Phase
@@ -48,7 +49,7 @@ from proplet.manager.ports import (
     Store,
     StoreUnavailableError,
 )
-from proplet.manager.registry import Membership, Registry
+from proplet.manager.registry import Registry
 from proplet.manager.roster import Roster
 from proplet.manager.runs import ask_start, ask_stop
 from proplet.manager.sending import send
@@ -93,7 +94,7 @@ class Controller:
         self._world = World(
             self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks
         )
-        self._registry = Registry(self._fleet, self._policy, not_proplets, membership)
+        self._registry = Registry(self._fleet, self._policy, not_proplets, membership, book.assigned)
         self._announcer = Announcer(events)
         self._roster = Roster(store, self._registry, self._now, self._on_proplet_news, self._announcer)
         self._observed = Observed()

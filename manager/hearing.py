@@ -74,6 +74,7 @@ class Hearing:
                 self._task_metrics(message)
             case PropletMetrics():
                 self._observed.proplets.add(message.proplet_id, message)
+                self._roster.measured(message)
             case LogLines() if self._tell.task(message.task_id) is not None:
                 self._observed.logs.add(message)
             case InvokeResult() | _:

@@ -11,35 +11,22 @@ Time is only counted while this manager is connected: when it was deaf, silence 
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proplet.agent.codec import rfc3339
 from proplet.agent.topics import InvalidTopicError, check_level
-from proplet.agent.wire import OFFLINE, Alive, Announcement, Discovery, Metadata
+from proplet.agent.wire import OFFLINE, Alive, Announcement, Discovery, Metadata, PropletMetrics
 from proplet.manager import conditions
 from proplet.manager.exchange import Moment, Policy
-from proplet.manager.model import Meta, Proplet, PropletPhase, PropletSpec, PropletStatus, Resources
+from proplet.manager.membership import Membership, with_refusal
+from proplet.manager.model import DeviceMetrics, Meta, Proplet, PropletPhase, PropletSpec, PropletStatus, Resources
 from proplet.manager.placement import Fleet, Peer
 from proplet.manager.ports import Liveness
 
 HISTORY: Final = 10
 MAX_PROPLETS: Final = 10_000  # ids are claims that nobody checks here
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """Which proplets are this manager's.
-
-    `register`: one that nobody declared gets a record in `namespace` when it announces itself, and serves every
-    namespace. `channel`: the domain and channel this manager listens on; a declared proplet that is on another one
-    cannot be heard here, and is told so. None takes all.
-    """
-
-    register: bool = True
-    namespace: str = "default"
-    channel: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -52,6 +39,7 @@ class _Entry:
     alive: bool = False
     announced: Announcement | None = None
     metadata: Metadata | None = None
+    metrics: DeviceMetrics | None = None
     history: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
 
@@ -64,7 +52,10 @@ class Registry:
         policy: Policy,
         not_proplets: Collection[str] = (),
         membership: Membership | None = None,
+        assigned: Callable[[str], int] = lambda _proplet_id: 0,
     ) -> None:
+        """`assigned` counts the Tasks that are or were with a proplet and are still there."""
+        self._assigned = assigned
         self._fleet = fleet
         self._policy = policy
         self._membership = membership or Membership()
@@ -118,6 +109,20 @@ class Registry:
         if described:
             self._show(entry, at)
         return entry.proplet.id if news or described else None
+
+    def measured(self, message: PropletMetrics) -> None:
+        """What a proplet uses; written down with its next sign of life, never for its own sake."""
+        entry, memory = self._entries.get(message.proplet_id), self._memory_of(message.proplet_id)
+        if entry is not None:
+            used = message.memory_metrics.rss_bytes
+            share = round(100_000 * used / memory) if memory else 0
+            cpu = round(1000 * message.cpu_metrics.percent)
+            entry.metrics = DeviceMetrics(message.timestamp, cpu, share, used)
+
+    def _memory_of(self, proplet_id: str) -> int:
+        entry = self._entries.get(proplet_id)
+        metadata = (entry.metadata or entry.proplet.status.metadata) if entry is not None else None
+        return metadata.total_memory_bytes if metadata is not None else 0
 
     def _entry(self, proplet_id: str) -> _Entry | None:
         """The entry of a proplet that spoke; None for what is no proplet's id."""
@@ -192,21 +197,9 @@ class Registry:
 
     def refusal(self, proplet: Proplet) -> tuple[str, str] | None:
         """Return reason and message if this manager cannot work with a declared proplet."""
-        connection, channel = proplet.spec.connection, self._membership.channel
-        if channel is not None and connection:
-            domain = connection.get("domainId") or connection.get("tenantId") or channel[0]
-            wanted = (domain, connection.get("channelId") or channel[1])
-            if wanted != channel:
-                names = f"its connectionConfig names the domain {wanted[0]} and the channel {wanted[1]}"
-                listens = f"this manager listens on the domain {channel[0]} and the channel {channel[1]}"
-                return conditions.OTHER_CHANNEL, f"{names}; {listens}"
         entry = self._entries.get(proplet.id)
-        if entry is None or not entry.recorded or entry.proplet.meta.uid == proplet.meta.uid:
-            return None
-        if _since(proplet) < _since(entry.proplet):
-            return None
-        other = entry.proplet.meta.key
-        return conditions.DUPLICATE_IDENTITY, f"{proplet.id} is the client id of the Proplet {other}, too"
+        holder = entry.proplet if entry is not None and entry.recorded else None
+        return self._membership.refusal(proplet, holder)
 
     def refused(self, proplet_id: str) -> list[Proplet]:
         """Return the records that claim this id and are refused."""
@@ -216,23 +209,7 @@ class Registry:
         """Return a refused proplet with the status that says so; None: it says so already, or another manager's."""
         proplet = self._refused.get(uid)
         refusal = self.refusal(proplet) if proplet is not None else None
-        if proplet is None or refusal is None:
-            return None
-        status, generation = proplet.status, proplet.meta.generation
-        ready = next((c for c in status.conditions if c.type == conditions.READY), None)
-        said = (
-            ready is not None and ready.reason not in conditions.REFUSALS and status.observed_generation == generation
-        )
-        if said and refusal[0] == conditions.OTHER_CHANNEL:
-            return None  # its own manager's word
-        told = replace(
-            status,
-            phase=PropletPhase.INITIALIZING,
-            alive=False,
-            conditions=conditions.refused(proplet, *refusal, at.wall),
-            observed_generation=generation,
-        )
-        return None if told == status else replace(proplet, status=told)
+        return with_refusal(proplet, *refusal, at.wall) if proplet is not None and refusal is not None else None
 
     def known(self, proplet_id: str) -> tuple[Proplet, bool] | None:
         """Return the proplet as known and whether it has a record."""
@@ -330,9 +307,11 @@ class Registry:
             return None
         if wanted.phase is PropletPhase.RUNNING and not entry.alive:
             return None  # it was running before this manager was, and is given time to speak
-        counted = self._policy.last_seen_every_s < math.inf  # else it would be wrong for ever
-        held = len(self._fleet.held.get(proplet_id, ())) if counted else status.task_count
-        return replace(wanted, last_seen=entry.seen_wall or status.last_seen, task_count=held)
+        wanted = replace(wanted, last_seen=entry.seen_wall or status.last_seen)
+        if self._policy.last_seen_every_s == math.inf:
+            return wanted  # what changes all the time would be wrong for ever
+        metrics = entry.metrics or status.latest_metrics
+        return replace(wanted, task_count=self._assigned(proplet_id), latest_metrics=metrics)
 
     def _wanted(self, entry: _Entry, at: Moment) -> PropletStatus:
         """What is to be written at once when it changes."""
@@ -375,8 +354,3 @@ def _why(entry: _Entry) -> str:
         return "it was never heard of"
     last = f"last heard of at {rfc3339(int(seen))[:19]}Z"
     return f"it said offline, {last}" if entry.offline_at is not None else last
-
-
-def _since(proplet: Proplet) -> tuple[float, str, str]:
-    """Who was there first; the same for all managers."""
-    return proplet.meta.created_at, proplet.meta.namespace, proplet.meta.name

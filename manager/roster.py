@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import anyio
 
-from proplet.agent.wire import Alive, Discovery
+from proplet.agent.wire import Alive, Discovery, PropletMetrics
 from proplet.manager.announcer import Announcer
 from proplet.manager.exchange import Moment
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSpec
@@ -82,6 +82,10 @@ class Roster:
     def heard(self, message: Alive) -> None:
         """A heartbeat or a will."""
         self._news(self._registry.heard(message, self._now()))
+
+    def measured(self, message: PropletMetrics) -> None:
+        """What a proplet uses."""
+        self._registry.measured(message)
 
     def sweep(self) -> None:
         """Time has passed."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from proplet.agent.wire import Reason
+from proplet.manager.membership import Membership
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSelector, PropletSpec, Resource
-from proplet.manager.registry import Membership
 from proplet.manager.store_memory import MemoryStore
 from tests.manager.fakes import FAST, Node, eventually, open_node
 

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from proplet.manager.deletion import FINALIZER
+from proplet.manager.membership import Membership
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSelector, PropletSpec, Resource, Task
 from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.ports import NotFoundError
-from proplet.manager.registry import Membership
 from proplet.manager.store_memory import MemoryStore
 from tests.manager.fakes import FAST, Node, eventually, open_node
 
@@ -222,6 +222,25 @@ async def test_a_deletion_does_not_hang_on_a_proplet_that_never_comes_back() -> 
         pi.vanish()
         await node.store.delete(Kind.TASK, Key("daemon"))
         await gone(node, "daemon")
+
+
+async def test_a_proplet_s_record_counts_the_tasks_it_has_and_had() -> None:
+    async with open_node(MemoryStore(), policy=replace(CLUSTER, last_seen_every_s=0.05)) as node:
+        pi = node.proplet("pi-1", instant=True)
+        for name in ("one", "two", "three"):
+            await node.create(name)
+            await node.ended(name)
+        await node.store.delete(Kind.TASK, Key("two"))
+
+        async def count() -> int:
+            pi.beat()
+            record = await node.store.get(Kind.PROPLET, Key("pi-1"))
+            assert isinstance(record, Proplet)
+            return record.status.task_count
+
+        with anyio.fail_after(8):
+            while await count() != 2:  # noqa: ASYNC110 - it is written now and then
+                await anyio.sleep(0.02)
 
 
 async def test_a_cluster_s_manager_writes_nothing_while_nothing_happens() -> None:

@@ -3,11 +3,21 @@
 from dataclasses import replace
 from typing import Any
 
-from proplet.agent.wire import Alive, Discovery
+from proplet.agent.wire import Alive, CpuMetrics, Discovery, MemoryMetrics, Metadata, PropletMetrics
 from proplet.manager.exchange import Moment, Policy
-from proplet.manager.model import Condition, Meta, Proplet, PropletPhase, PropletSpec, Replicas, Resources
+from proplet.manager.membership import Membership
+from proplet.manager.model import (
+    Condition,
+    DeviceMetrics,
+    Meta,
+    Proplet,
+    PropletPhase,
+    PropletSpec,
+    Replicas,
+    Resources,
+)
 from proplet.manager.placement import Fleet
-from proplet.manager.registry import Membership, Registry
+from proplet.manager.registry import Registry
 from tests.manager.fakes import OURS
 from tests.manager.worlds import EPOCH
 
@@ -22,7 +32,9 @@ class Cluster:
     def __init__(self) -> None:
         self.fleet = Fleet()
         policy = Policy(last_seen_every_s=30.0)
-        self.registry = Registry(self.fleet, policy, (), Membership(register=False, channel=("d", "c")))
+        self.tasks = 0
+        membership = Membership(register=False, channel=("d", "c"))
+        self.registry = Registry(self.fleet, policy, (), membership, lambda _proplet: self.tasks)
         self.mono = 1000.0
         self.writes = 0
         self.registry.connected(self.at)
@@ -116,7 +128,7 @@ def test_the_number_of_tasks_is_written_with_the_next_sign_of_life() -> None:
     cluster.add(declared("pi"))
     cluster.second("pi")
     cluster.writes = 0
-    cluster.fleet.assign("task", "pi")
+    cluster.tasks = 1
     cluster.second("pi")
     assert cluster.writes == 0
     for _ in range(30):
@@ -124,6 +136,23 @@ def test_the_number_of_tasks_is_written_with_the_next_sign_of_life() -> None:
     known = cluster.registry.known("pi")
     assert known is not None
     assert known[0].status.task_count == 1
+
+
+def test_what_a_proplet_uses_is_written_with_the_next_sign_of_life() -> None:
+    cluster = Cluster()
+    cluster.add(declared("pi"))
+    cluster.registry.discovered(Discovery("pi", "", Metadata(total_memory_bytes=1000), ext=OURS), cluster.at)
+    cluster.write("pi")
+    cluster.writes = 0
+    metrics = PropletMetrics("pi", "", EPOCH, CpuMetrics(percent=12.5), MemoryMetrics(rss_bytes=250))
+    cluster.registry.measured(metrics)
+    cluster.second("pi")
+    assert cluster.writes == 0
+    for _ in range(30):
+        cluster.second("pi")
+    known = cluster.registry.known("pi")
+    assert known is not None
+    assert known[0].status.latest_metrics == DeviceMetrics(EPOCH, 12_500, 25_000, 250)
 
 
 def test_who_was_not_declared_gets_no_record_and_no_tasks_until_it_is() -> None:
