@@ -175,6 +175,7 @@ def _pod(k8s: Mapping[str, Any], spec: PropletSpec, identity: Identity, secrets:
     }
     pod: Document = {
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # a Service named proplet would look like our variables
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,

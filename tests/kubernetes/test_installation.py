@@ -1,0 +1,147 @@
+"""The manifests under packaging/kubernetes: accepted by a real API server, and enough for the manager, and no more."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kubernetes.test_pods import Cluster, pod_proplet
+from tests.manager.device import Device
+from tests.support.kubernetes import ApiServer, KubectlError
+from tests.support.kubernetes_manager import (
+    GROUP,
+    TOPICS,
+    ManagerProcess,
+    Workspace,
+    eventually,
+    install_crds,
+    manager_arguments,
+    plugged,
+    proplet_manifest,
+    task_manifest,
+)
+from tests.support.mosquitto import MosquittoServer, mosquitto  # noqa: F401
+
+pytestmark = pytest.mark.source
+
+OVERLAYS = Path(__file__).parents[2] / "packaging/kubernetes/overlays"
+SYSTEM = "propeller-k8s-operator-system"
+ACCOUNT = "propeller-k8s-operator-controller-manager"
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> MosquittoServer:
+    server: MosquittoServer = request.getfixturevalue("mosquitto")
+    return server
+
+
+def rendered(server: ApiServer, overlay: str) -> list[dict[str, Any]]:
+    return [d for d in yaml.safe_load_all(server.kubectl("kustomize", str(OVERLAYS / overlay))) if d]
+
+
+def placed(documents: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
+    """Without the namespace itself, in another one, as `kustomize edit set namespace` would do it."""
+    kept = [d for d in documents if d["kind"] not in ("Namespace", "CustomResourceDefinition")]
+    for document in kept:
+        if "namespace" in document["metadata"]:
+            document["metadata"]["namespace"] = namespace
+        for subject in document.get("subjects", ()):
+            subject["namespace"] = namespace
+    return kept
+
+
+def apply(server: ApiServer, documents: list[dict[str, Any]], *more: str) -> str:
+    return server.kubectl("apply", "--server-side", *more, "-f", "-", input=yaml.safe_dump_all(documents))
+
+
+@pytest.fixture
+def system(api_server: ApiServer, namespace: str) -> Iterator[str]:
+    install_crds(api_server)
+    api_server.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    yield namespace
+    for kind in ("clusterrole", "clusterrolebinding"):
+        api_server.kubectl("delete", kind, "-l", "app.kubernetes.io/name=propeller-k8s-operator", "--ignore-not-found")
+
+
+def test_the_default_has_the_names_of_the_reference(api_server: ApiServer) -> None:
+    documents = rendered(api_server, "default")
+    kinds = {(d["kind"], d["metadata"]["name"]) for d in documents}
+    assert {
+        ("Namespace", SYSTEM),
+        ("ServiceAccount", ACCOUNT),
+        ("Deployment", ACCOUNT),
+        *(
+            ("CustomResourceDefinition", f"{kind}.{GROUP}")
+            for kind in ("federatedjobs", "propellerjobs", "proplets", "tasks", "trainingrounds")
+        ),
+    } <= kinds
+    assert {d["metadata"].get("namespace", SYSTEM) for d in documents} == {SYSTEM}
+
+
+@pytest.mark.parametrize("overlay", ["default", "namespaced", "tls"])
+def test_an_overlay_is_accepted(api_server: ApiServer, system: str, overlay: str) -> None:
+    documents = placed(rendered(api_server, overlay), system)
+    said = apply(api_server, documents, "--dry-run=server")
+    assert "Warning" not in said
+    assert said.count("serverside-applied (server dry run)") == len(documents)
+    deployment = next(d for d in documents if d["kind"] == "Deployment")
+    template = deployment["spec"]["template"]
+    pod = {"metadata": {"name": "pod", "labels": template["metadata"]["labels"]}, "spec": template["spec"]}
+    path = f"/api/v1/namespaces/{system}/pods?dryRun=All"
+    assert api_server.call("POST", path, pod)["kind"] == "Pod"  # pod security "restricted" is in force there
+
+
+def test_the_arguments_of_every_overlay_are_known_to_the_command(api_server: ApiServer) -> None:
+    from proplet.agent.cli_parser import build
+
+    for overlay in ("default", "namespaced", "tls"):
+        deployment = next(d for d in rendered(api_server, overlay) if d["kind"] == "Deployment")
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        assert container["command"] == ["/manager"]
+        build().parse_args(["manager", *container["args"]])
+
+
+@pytest.mark.parametrize("overlay", ["default", "namespaced"])
+def test_its_permissions_are_enough_for_the_manager_and_no_more(
+    api_server: ApiServer, system: str, broker: MosquittoServer, tmp_path: Path, overlay: str
+) -> None:
+    apply(api_server, placed(rendered(api_server, overlay), system))
+    space = Workspace(api_server, system)
+    config = api_server.token_kubeconfig(api_server.service_account_token(system, ACCOUNT))
+    more = ["--namespace", system] if overlay == "namespaced" else []
+    arguments = [a for a in manager_arguments(broker, api_server, *more) if not a.startswith("--kubeconfig")]
+    lease = f"--lease-namespace={system}"
+    keys = {"metadata": {"name": "identities"}, "data": {"proplet-2": base64.b64encode(b"two").decode()}}
+    api_server.call("POST", f"/api/v1/namespaces/{system}/secrets", keys)
+    process = ManagerProcess(tmp_path / "m", [*arguments, f"--kubeconfig={config}", "--leader-elect", lease])
+    with process as manager:
+        eventually(lambda: manager.metric("proplet_leader") == 1, f"it leads:\n{manager.log[-3000:]}")
+        with plugged(Device("proplet-1", TOPICS), broker.link_settings("proplet-1")):
+            space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("add"))
+            space.until("tasks", "add", "completed")
+            space.apply(task_manifest("brief", ttlSecondsAfterFinished=0))
+            eventually(lambda: "brief" not in space.kubectl("get", "tasks", "-o", "name"), "it deletes")
+            job = {"name": "job", "executionMode": "parallel", "tasks": [task_manifest("one")["spec"]]}
+            meta = {"metadata": {"name": "job"}, "apiVersion": f"{GROUP}/v1", "kind": "PropellerJob"}
+            space.apply({**meta, "spec": job})
+        cluster = Cluster(space)
+        space.apply(pod_proplet(space, broker, replicas=2, identitiesSecretRef={"name": "identities"}))
+        eventually(lambda: {"farm-proplet", "farm-proplet-1"} <= set(cluster.names()), manager.log[-2000:])
+        eventually(lambda: "Dispatched" in space.kubectl("get", "events"), "it tells events")
+        assert "grant it with a Role" not in manager.log, manager.log
+    denied = ("list secrets", "get pods", "create pods", "delete namespaces", "get configmaps", "update deployments")
+    for verb, what in (pair.split() for pair in (*denied, f"delete propellerjobs.{GROUP}")):
+        assert refused(api_server, config, "auth", "can-i", verb, what, "-n", system), (verb, what)
+    if overlay == "namespaced":
+        assert refused(api_server, config, "auth", "can-i", "list", f"tasks.{GROUP}", "-n", "default")
+
+
+def refused(server: ApiServer, config: Path, *arguments: str) -> bool:
+    try:
+        server.kubectl(*arguments, kubeconfig=config)
+    except KubectlError:
+        return True
+    return False
