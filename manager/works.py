@@ -239,15 +239,16 @@ class Works:
         strangers: list[Place] = []
 
         async def create(child: Resource) -> None:
+            mine = work.meta.uid
             try:
                 made = await self._store.create(child)
             except AlreadyExistsError:
-                made = await self._existing(child)
+                made, mine = await self._existing(child), ""  # it may be further than what was decided over
             owner = made.meta.owner
             if owner is None or owner.uid != work.meta.uid:
                 strangers.append((child.kind, child.meta.key))
             if made.meta.version > self._versions[made.kind]:
-                self._look_soon([uid for uid in self._kin.learn(made) if uid != work.meta.uid])
+                self._look_soon([uid for uid in self._kin.learn(made) if uid != mine])
 
         await _each(wanted, create)
         return strangers

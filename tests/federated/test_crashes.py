@@ -1,14 +1,30 @@
 """The manager dies after each single write of a federated job's life; what is learnt is the same."""
 
+import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, cast
 
 import anyio
 import pytest
 
-from proplet.manager.model import FederatedJob, Key, Kind, Resource, Task, WorkPhase
+from proplet.manager.model import (
+    FederatedJob,
+    JobReference,
+    Key,
+    Kind,
+    Meta,
+    Owner,
+    Resource,
+    RoundSpec,
+    RoundStatus,
+    Task,
+    TaskSpec,
+    TrainingRound,
+    WorkPhase,
+)
 from proplet.manager.phases import Phase
-from proplet.manager.ports import ConflictError, Store
+from proplet.manager.ports import Change, ConflictError, Listing, Store
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.works import open_works
 from tests.federated.scene import a_job, update
@@ -43,6 +59,19 @@ class DyingStore:
         if self.dead.is_set():
             await anyio.sleep_forever()
         return resource
+
+
+class BlindStore(MemoryStore):
+    """Its list of Tasks is from before there were any, and its watch has not caught up."""
+
+    async def list(self, kind: Kind) -> Listing:
+        return Listing((), 0) if kind is Kind.TASK else await super().list(kind)
+
+    async def watch(self, kind: Kind, since: int) -> AsyncIterator[Change]:
+        if kind is Kind.TASK:
+            await anyio.sleep_forever()
+        async for change in super().watch(kind, since):
+            yield change
 
 
 async def answer_everything(store: Store) -> None:
@@ -105,3 +134,22 @@ async def test_a_manager_that_dies_after_any_write_is_taken_up_where_it_was() ->
         assert len(tasks) == 9
         assert len((await store.list(Kind.ROUND)).items) == 3
     assert deaths >= 3 * (1 + 3 + 1)  # of each round at least: itself, its tasks, its end
+
+
+async def test_tasks_that_ended_before_their_creation_was_heard_of_are_counted() -> None:
+    store = BlindStore()
+    spec = RoundSpec("round-1", JobReference("none"), "m", "i", ("device-1", "device-2"), None, 2, 3600)
+    running = RoundStatus(WorkPhase.RUNNING, start_time=time.time())
+    round_ = await store.create(TrainingRound(Meta("r", "edge"), spec))
+    assert isinstance(round_, TrainingRound)
+    await store.record(replace(round_, status=running))
+    owner = Owner("TrainingRound", "r", round_.meta.uid)
+    for participant in spec.participants:
+        task = await store.create(Task(Meta(f"r-{participant}", "edge", owner=owner), TaskSpec("train")))
+        assert isinstance(task, Task)
+        await store.record(replace(task, status=replace(task.status, phase=Phase.COMPLETED, results=update(1.0))))
+    with anyio.fail_after(PATIENCE_S):
+        async with open_works(store, collect_garbage=True):
+            async for change in store.watch(Kind.ROUND, 0):
+                if cast("TrainingRound", change.resource).status.phase is WorkPhase.COMPLETED:
+                    break
