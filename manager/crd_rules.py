@@ -81,7 +81,7 @@ _CRON: Final = r"\s+".join(
 # What it cannot say, a day that no month has and a zone that nobody knows, the manager tells in a condition.
 CRON: Final = rf"^\s*((CRON_)?TZ=\S*\s+)?{_CRON}\s*$"
 
-NO_NULL: Final = "each must be a number, a string, true or false, not null"
+NO_NULL: Final = "each of inputs must be a number, a string, true or false, not null"
 TASK_SPEC_RULES: Final = (
     _task("a module is given", f"{_given('imageUrl')} || {_given('file')}"),
     _task("only one module is given", f"!({_given('imageUrl')} && {_given('file')})"),

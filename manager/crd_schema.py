@@ -47,7 +47,7 @@ _PLAIN: Final[Mapping[Plain, Schema]] = {
     WHOLE: {"type": "integer", "format": "int64"},
     NUMBER: {"type": "number"},
     # Beside `type`, the format would make CEL read it as URL-safe base64, which it is not.
-    BASE64: {"type": "string", "allOf": [{"format": "byte"}]},
+    BASE64: {"type": "string", "anyOf": [{"format": "byte"}, {"maxLength": 0}]},
     MOMENT: {"type": "string", "format": "date-time"},
     # What a 64-bit integer cannot hold, the API server would round. It makes a bound a double and that an integer,
     # so this one is the last double below 2**63; of the integers beyond that, only the last of all can be let in.
