@@ -74,7 +74,7 @@ class Sockets:
         """The calling thread goes on with this connection."""
         with self._lock:
             if self.closed:
-                raise OSError("the connection to the API server is closed: the manager is stopping")
+                raise StoreUnavailableError("the connection to the API server is closed: the manager is stopping")
             self._open[threading.get_ident()] = connection
 
     def leave(self) -> None:

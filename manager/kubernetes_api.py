@@ -109,6 +109,7 @@ class KubernetesApi:
         self._sockets = sockets
         self._writers = CapacityLimiter(writers)
         self.watches = CapacityLimiter(watches)
+        self._expected = 0
         self._known_credentials: Mapping[str, str] = {}
         self._credentials_until = -math.inf
 
@@ -116,14 +117,21 @@ class KubernetesApi:
         """Return what one watch is read through."""
         return Stream(self._sockets)
 
-    async def run(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def expect_watches(self, count: int) -> None:
+        """Make room for that many more watches, which take a slot for as long as they last."""
+        self._expected += count
+        self.watches.total_tokens = max(self.watches.total_tokens, self._expected)
+
+    async def run(self, call: Callable[..., T], *args: Any, limiter: CapacityLimiter | None = None, **kwargs: Any) -> T:
         """Run a blocking method of this object in a thread. When cancelled, it may have been carried out.
+
+        It waits for one of the writers' slots, or for one of `limiter`.
 
         Raises:
             StoreError: as `request`.
         """
         work = partial(call, *args, **kwargs)
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._writers)
+        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter or self._writers)
 
     # --- blocking -----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import anyio
-from anyio import CancelScope
+from anyio import CancelScope, CapacityLimiter
 
 from proplet.manager.kubernetes_api import Collection, Document, KubernetesApi
 from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, StoreError
@@ -68,6 +68,7 @@ class Lease:
         self._terms = terms
         self._clock = clock
         self._wall = wall
+        self._slots = CapacityLimiter(2)  # never behind other calls; a call that was given up may still hold one
         self._seen: Document | None = None
         self._seen_at = 0.0
         self._renewed_at = 0.0
@@ -145,14 +146,13 @@ class Lease:
     async def _look(self) -> None:
         """Read the Lease, and note when it was first seen as it is."""
         try:
-            found = await self._api.run(self._api.get, LEASES, self._terms.namespace, self._terms.name)
+            found = await self._run(self._api.get, self._terms.name)
         except NotFoundError:
             self._seen, self.holder = None, ""
             return
         self._observe(found)
 
     async def _write(self, spec: Document) -> None:
-        place = (LEASES, self._terms.namespace)
         if self._seen is None:
             document = {
                 "apiVersion": LEASES.api_version,
@@ -160,10 +160,13 @@ class Lease:
                 "metadata": {"name": self._terms.name, "namespace": self._terms.namespace},
                 "spec": spec,
             }
-            self._observe(await self._api.run(self._api.create, *place, document))
+            self._observe(await self._run(self._api.create, document))
         else:
             document = {**self._seen, "spec": spec}  # with the version it was read at
-            self._observe(await self._api.run(self._api.replace, *place, self._terms.name, document))
+            self._observe(await self._run(self._api.replace, self._terms.name, document))
+
+    async def _run(self, call: Callable[..., Document], *args: Any) -> Document:
+        return await self._api.run(call, LEASES, self._terms.namespace, *args, limiter=self._slots)
 
     def _observe(self, found: Document) -> None:
         # By version and not by what it says: whoever renews may have a clock that stands still.

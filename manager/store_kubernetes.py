@@ -242,13 +242,15 @@ async def open_kubernetes_store(
     """Watch the resources of a cluster and yield them as a store, at once; they are there when it is `ready`.
 
     `group` is the API group that is served. `namespaces` are those the manager sees, none for all: with some, no
-    permission beyond them is needed. `api` needs a watch for each of `kinds` in each of them. `history` bounds how many
-    changes of a kind a watcher can be behind.
+    permission beyond them is needed, and each kind has a watch in each of them. Only `kinds` can be read and written.
+    `history` bounds how many changes of a kind a watcher can be behind.
     """
     store = KubernetesStore(api, group=group, namespaces=namespaces, kinds=kinds, clock=clock, history=history)
     try:
         async with anyio.create_task_group() as tasks:
-            for reflector in store.reflectors():
+            reflectors = store.reflectors()
+            api.expect_watches(len(reflectors))
+            for reflector in reflectors:
                 tasks.start_soon(reflector.run)
             yield store
             tasks.cancel_scope.cancel()

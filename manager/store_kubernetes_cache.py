@@ -197,7 +197,7 @@ class Cache:
 
     def failed(self, namespace: str | None, error: StoreError) -> None:
         """The watch does not get on."""
-        self._problems[namespace] = error.with_traceback(None)
+        self._problems[namespace] = type(error)(*error.args)  # without the frames that it was raised in
         self._wake()
 
     def _apply(self, change: Told) -> None:

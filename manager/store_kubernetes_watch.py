@@ -38,7 +38,7 @@ class Reflector:
         self._listed = False
         self._heard = False
         self._delay = FIRST_DELAY_S
-        self._down = False
+        self._complaint = ""
 
     async def run(self) -> None:
         """List and watch until cancelled."""
@@ -53,6 +53,7 @@ class Reflector:
             except GoneError as error:
                 log.info("listing the %s again: %s", self._collection.plural, error)
                 self._listed = False
+                await self._pause()
             except StoreError as error:
                 self._fail(error)
                 await self._pause()
@@ -95,8 +96,8 @@ class Reflector:
         changes = [change for change in map(self._change, events) if change is not None]
         self._heard = self._heard or bool(events)
         self._delay = FIRST_DELAY_S
-        if self._down:
-            self._down = False
+        if self._complaint:
+            self._complaint = ""
             log.info("watching the %s again", self._collection.plural)
         self._cache.tell(self._namespace, changes, self._version)
 
@@ -122,8 +123,8 @@ class Reflector:
             error = not_installed(self._collection)
         elif not isinstance(error, StoreUnavailableError):
             error = StoreUnavailableError(str(error))
-        if not self._down:
-            self._down = True
+        if str(error) != self._complaint:
+            self._complaint = str(error)
             log.warning("the %s cannot be watched, trying again: %s", self._collection.plural, error)
         self._cache.failed(self._namespace, error)
 

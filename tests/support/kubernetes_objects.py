@@ -50,7 +50,7 @@ def install(server: ApiServer, *kinds: Kind, group: str = GROUPS[0]) -> None:
 
 
 def await_served(server: ApiServer, path: str) -> None:
-    """Wait until objects of a new definition can be listed: for a moment their storage is still being made."""
+    """Wait until objects can be listed: after a definition, or a start, their storage is being made for a moment."""
     pause = threading.Event()
     for _ in range(200):
         try:
@@ -67,6 +67,7 @@ def empty(server: ApiServer, group: str = GROUPS[0]) -> None:
     """Remove every object of ours, whatever finalizers it has."""
     for kind in Kind:
         path = collection_of(kind, group).path()
+        await_served(server, path)
         for item in server.call("GET", path)["items"]:
             meta = item["metadata"]
             one = collection_of(kind, group).path(meta["namespace"], meta["name"])
