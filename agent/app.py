@@ -214,12 +214,6 @@ async def _start_manager(
     if settings.manager is None:
         return None
     mqtt = parts.link_settings(settings, address, access.client_id, access.username, access.password)
-    if settings.kubernetes is not None:
-        from proplet.agent.app_cluster import ERRORS, open_cluster
-
-        with _as_node_errors(*ERRORS):
-            await stack.enter_async_context(open_cluster(settings, mqtt))
-        return None
     from proplet.manager.api import ApiError, ApiSettings
     from proplet.manager.api_routes import NodeState
     from proplet.manager.app import ManagerSettings, open_manager
@@ -229,23 +223,32 @@ async def _start_manager(
     given, api = settings.manager, settings.manager.api
     services = ("agent", "broker", "manager") if broker else ("agent", "manager")
     about = NodeState(version("proplet"), services, settings.node.id, broker_address=address, started_at=time.time())
+    served = ApiSettings(
+        socket=given.socket,
+        host=api.host,
+        port=api.port,
+        token=api.token.reveal() if api.token else "",
+        allowed_hosts=api.allowed_hosts,
+        allowed_origins=api.allowed_origins,
+        tls_certificate=api.tls_cert_file,
+        tls_key=api.tls_key_file,
+    )
+    if settings.kubernetes is not None:
+        from proplet.agent.app_cluster import ERRORS, open_cluster, open_local_api
+
+        with _as_node_errors(*ERRORS, ApiError):
+            reign = await stack.enter_async_context(open_cluster(settings, mqtt))
+            await stack.enter_async_context(open_local_api(served, reign, about))
+        return given.socket
     wanted = ManagerSettings(
         mqtt=mqtt,
         topics=parts.topics_of(settings),
         manager_id=access.client_id,
         store=given.store,
         manifests=(settings.node.manifests_dir,),
-        api=ApiSettings(
-            socket=given.socket,
-            host=api.host,
-            port=api.port,
-            token=api.token.reveal() if api.token else "",
-            allowed_hosts=api.allowed_hosts,
-            allowed_origins=api.allowed_origins,
-            tls_certificate=api.tls_cert_file,
-            tls_key=api.tls_key_file,
-        ),
+        api=served,
         policy=Policy(silence_s=given.liveliness_timeout_s, silent_deadline_s=given.default_deadline_s or math.inf),
+        reply_s=given.mqtt_timeout_s,
     )
     with _as_node_errors(StoreError, ApiError):
         await stack.enter_async_context(open_manager(wanted, lambda: about))

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from proplet.agent import parts
 from proplet.agent.config_check import bind_address
-from proplet.agent.config_schema import NodeSettings
+from proplet.agent.config_schema import KubernetesTable, NodeSettings
 from proplet.agent.mqtt_model import MqttSettings
 from proplet.manager.cluster import ClusterSettings, Reign, lease_terms, open_cluster_manager
 from proplet.manager.exchange import Policy
@@ -15,17 +16,19 @@ from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
 from proplet.manager.kubernetes_access import Access
 from proplet.manager.ports import StoreError
+from proplet.manager.steering import Steering
 
 if TYPE_CHECKING:
-    from proplet.agent.config_schema import KubernetesTable
+    from proplet.manager.api import ApiSettings
+    from proplet.manager.api_routes import NodeState
 
 log = logging.getLogger(__name__)
 
 #: What keeps a cluster's manager from starting.
-ERRORS: Final = (StoreError, HealthError, ValueError)
+ERRORS: Final = (StoreError, HealthError)
 
 
-def access_of(table: "KubernetesTable") -> Access:
+def access_of(table: KubernetesTable) -> Access:
     """How the cluster is reached."""
     return Access(table.kubeconfig, table.context or "")
 
@@ -72,6 +75,18 @@ async def open_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncItera
     """Run the manager of the cluster that the settings name. Raises one of `ERRORS`: it cannot start as configured."""
     async with open_cluster_manager(cluster_settings(settings, mqtt)) as reign:
         yield reign
+
+
+@asynccontextmanager
+async def open_local_api(served: "ApiSettings", reign: Reign, about: "NodeState") -> AsyncIterator[None]:
+    """Serve this node's HTTP API, about the cluster's resources. Raises ApiError: it cannot be opened as configured."""
+    from proplet.manager.api import open_api
+
+    def state() -> "NodeState":
+        return replace(about, manager_id=f"{about.proplet_id}-manager", mqtt_connected=reign.connected)
+
+    async with open_api(served, reign.store, Steering(lambda: reign.control), state):
+        yield
 
 
 async def free_resources(settings: NodeSettings) -> int:

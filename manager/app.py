@@ -52,6 +52,7 @@ class ManagerSettings:
         keep_finished: finished tasks that are kept; the oldest make room.
         keep_bytes: what results and modules may hold in memory; the oldest finished tasks make room.
         not_proplets: ids that are no proplet's, whatever they claim.
+        reply_s: how long the broker may take to acknowledge a command.
     """
 
     mqtt: MqttSettings
@@ -65,6 +66,7 @@ class ManagerSettings:
     keep_finished: int = 10_000
     keep_bytes: int = 64 * 1024 * 1024
     not_proplets: tuple[str, ...] = ()
+    reply_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ async def open_manager(
             window=settings.window,
         )
         await control.load()
-        bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id)
+        bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
         bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, control.hear))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(control.run, bus)

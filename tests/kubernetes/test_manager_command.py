@@ -154,6 +154,12 @@ def test_one_device_is_broker_manager_and_agent_of_a_cluster(
         space.apply(task_manifest("daemon", file=LOOP, daemon=True, inputs=[]))
         space.until("tasks", "daemon", "running")
         assert space.get("tasks", "daemon")["metadata"]["finalizers"]
+        listed = subprocess.run(
+            [sys.executable, "-m", "proplet.agent", "get", "tasks", "-n", space.namespace],
+            env={**os.environ, "PROPLET_SOCKET": f"unix:{home / 'run' / 'proplet.sock'}"},
+            capture_output=True, text=True, timeout=60, check=True,
+        ).stdout  # fmt: skip
+        assert re.search(r"^add +completed", listed, re.MULTILINE), listed  # its own API shows the cluster's
         node.kill()
         space.kubectl("delete", "task", "daemon", "--wait=false")  # while nobody is there to stop it
         node.start()
