@@ -29,7 +29,7 @@ first steps:
 FORMS = ("table", "wide", "json", "yaml", "name")
 CRD_GROUPS = ("abstractmachines.fr", "absmach.eu", "all")  # the reference's, the older first
 WAITS = ("completed", "finished", "running")
-_RESOURCE = "tasks or proplets (task, proplet; task/NAME works, too)"
+_RESOURCE = "tasks, proplets, jobs (propellerjobs), federatedjobs or trainingrounds (task, job/NAME work, too)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -227,37 +227,39 @@ def _resource_commands(add: Add, server: _Parser) -> None:
         "-n", "--namespace", metavar="NAME", default="default", help="the namespace (default: default)"
     )
 
-    def task_command(name: str, summary: str) -> argparse.ArgumentParser:
+    def task_command(name: str, summary: str, takes: str = "a task, or job/NAME") -> argparse.ArgumentParser:
         command = add(name, f"cli_tasks:{name}", summary, server, namespace)
-        command.add_argument("name", metavar="TASK", help="the task's name")
+        command.add_argument("name", metavar="NAME", help=takes)
         return command
 
     apply = add("apply", "cli_resources:apply", "create or change what manifests describe", server, namespace)
     _files_option(apply, required=True)
     apply.add_argument("-o", "--output", choices=("name", "json", "yaml"), help="how to print what was applied")
-    get = add("get", "cli_resources:get", "list tasks or proplets", server, namespace)
-    get.add_argument("kind", metavar="KIND", help=_RESOURCE)
+    get = add("get", "cli_resources:get", "list tasks, proplets, jobs, or all", server, namespace)
+    get.add_argument("kind", metavar="KIND", help=f"{_RESOURCE}, or all")
     get.add_argument("names", metavar="NAME", nargs="*", default=[], help="only these")
     get.add_argument("-o", "--output", choices=FORMS, default="table", help="how to print them (default: table)")
     get.add_argument("-w", "--watch", action="store_true", help="go on and print changes as they come")
     get.add_argument("-A", "--all-namespaces", action="store_true", help="of every namespace")
     get.add_argument("--no-headers", action="store_true", help="without the table's head")
-    describe = add("describe", "cli_resources:describe", "show all of one task or proplet", server, namespace)
+    describe = add("describe", "cli_resources:describe", "show all of one task, proplet or job", server, namespace)
     describe.add_argument("kind", metavar="KIND", help=_RESOURCE)
     describe.add_argument("names", metavar="NAME", nargs="*", default=[], help="which")
     delete = add(
-        "delete", "cli_resources:delete", "delete tasks or proplets; running ones are stopped", server, namespace
+        "delete", "cli_resources:delete", "delete tasks, proplets or jobs; what runs is stopped", server, namespace
     )
     delete.add_argument("kind", metavar="KIND", nargs="?", help=_RESOURCE)
     delete.add_argument("names", metavar="NAME", nargs="*", default=[], help="which")
     _files_option(delete, required=False)
     delete.add_argument("--all", action="store_true", help="all of that kind")
     delete.add_argument("--ignore-not-found", action="store_true", help="it is no failure if one is not there")
-    task_command("start", "start a task, again if it has finished")
-    task_command("stop", "stop a task")
-    logs = task_command("logs", "show what a task printed, once it has ended")
+    task_command("start", "start a task, again if it has finished, or a job that waits")
+    task_command("stop", "stop a task or a job")
+    logs = task_command("logs", "show what a task printed, once it has ended", "the task")
     logs.add_argument("-f", "--follow", action="store_true", help="wait until the task has ended")
-    wait = task_command("wait", "wait for a task")
+    wait = task_command(
+        "wait", "wait for a task or a job", "a task, or job/NAME, federatedjob/NAME, traininground/NAME"
+    )
     wait.add_argument("--for", dest="until", choices=WAITS, default="completed", help="for what (default: completed)")
     wait.add_argument("--timeout", metavar="TIME", default="30s", help="for how long (default: 30s)")
 

@@ -15,9 +15,17 @@ from proplet.agent.cli_session import Session, run
 from proplet.agent.config_reader import did_you_mean
 from proplet.agent.render import Manifest, at
 
-#: What a person may call a kind, with the path of the API and the name in manifests.
-KINDS: Mapping[str, str] = {"task": "tasks", "tasks": "tasks", "proplet": "proplets", "proplets": "proplets"}
-TITLES: Mapping[str, str] = {"tasks": "Task", "proplets": "Proplet"}
+#: What a person may call a kind; the first is the API's name, the title that of manifests.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "Task": ("tasks", "task"),
+    "Proplet": ("proplets", "proplet"),
+    "PropellerJob": ("propellerjobs", "propellerjob", "pjob", "jobs", "job"),
+    "FederatedJob": ("federatedjobs", "federatedjob"),
+    "TrainingRound": ("trainingrounds", "traininground"),
+}
+KINDS: Mapping[str, str] = {name: names[0] for names in NAMES.values() for name in names}
+TITLES: Mapping[str, str] = {names[0]: title for title, names in NAMES.items()}
+ALL = "all"
 UNDER_WAY = ("scheduled", "running")
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -27,7 +35,7 @@ def kind_and_names(kind: str, names: Sequence[str]) -> tuple[str, list[str]]:
     word, slash, name = kind.partition("/")
     found = KINDS.get(word.lower())
     if found is None:
-        raise CliError(f"there is no kind `{word}`{did_you_mean(word, ('tasks', 'proplets'))}; try tasks", USAGE)
+        raise CliError(f"there is no kind `{word}`{did_you_mean(word, KINDS)}; try tasks, or jobs", USAGE)
     return found, [*([name] if slash and name else []), *names]
 
 
@@ -124,9 +132,35 @@ def _in_namespace(plain: list[Any], namespace: str) -> str:
 
 
 def get(options: argparse.Namespace) -> int:
-    """Print resources, and with ``-w`` their changes."""
+    """Print resources, and with ``-w`` their changes; ``all`` is every kind."""
+    if options.kind == ALL:
+        if options.names or options.watch:
+            raise CliError("`get all` takes no names and watches nothing: name a kind for that", USAGE)
+        return run(options, _get_all)
     kind_and_names(options.kind, options.names)
     return run(options, _get)
+
+
+def _get_all(session: Session, options: argparse.Namespace) -> int:
+    """Print what there is of every kind, as kubectl does: names with their kind in front."""
+    namespace = None if options.all_namespaces else options.namespace
+    found = {kind: selected(session, kind, namespace, ())[0] for kind in TITLES}
+    if options.output in ("json", "yaml"):
+        everything = [item for items in found.values() for item in items]
+        sys.stdout.write(render.documents(everything, options.output, single=False))
+        return OK
+    if not any(found.values()):
+        session.say(f"nothing found{'' if namespace is None else f' in namespace {namespace}'}")
+    named = {kind: [_with_kind(kind, item) for item in items] for kind, items in found.items()}
+    texts = (
+        printed(kind, found[kind] if options.output == "name" else named[kind], options, single=False) for kind in found
+    )
+    sys.stdout.write(("" if options.output == "name" else "\n").join(filter(None, texts)))
+    return OK
+
+
+def _with_kind(kind: str, item: Manifest) -> Manifest:
+    return {**item, "metadata": {**item["metadata"], "name": f"{kind[:-1]}/{at(item, 'metadata.name')}"}}
 
 
 def _get(session: Session, options: argparse.Namespace) -> int:
@@ -172,9 +206,9 @@ def absent(kind: str, name: str, known: Mapping[str, Any]) -> str:
 
 
 def with_counts(proplets: Sequence[Manifest], counts: Mapping[Any, int]) -> list[Manifest]:
-    """Return proplets with the number of tasks under way on each, where the node does not say it itself."""
+    """Return proplets with the number of tasks under way on each: a node does not write that down."""
     return [
-        {**item, "status": {"taskCount": counts.get(at(item, "metadata.name"), 0), **(item.get("status") or {})}}
+        {**item, "status": {**(item.get("status") or {}), "taskCount": counts.get(at(item, "metadata.name"), 0)}}
         for item in proplets
     ]
 
@@ -264,7 +298,7 @@ def _targets_in_files(options: argparse.Namespace) -> list[tuple[str, str, str]]
         for document in documents(manifest_text(path), name):
             kind, given = at(document, "kind"), at(document, "metadata.name")
             if not isinstance(kind, str) or kind.lower() not in KINDS or not isinstance(given, str):
-                raise CliError(f"{name}: a manifest has a kind (Task or Proplet) and a metadata.name")
+                raise CliError(f"{name}: a manifest has a kind ({', '.join(NAMES)}) and a metadata.name")
             namespace = at(document, "metadata.namespace")
             targets.append((KINDS[kind.lower()], str(namespace or options.namespace), given))
     return targets

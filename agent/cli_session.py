@@ -100,15 +100,15 @@ class Session:
         with answered():
             self._client.delete(kind, name, namespace)
 
-    def start(self, namespace: str, name: str) -> Manifest:
+    def start(self, kind: str, namespace: str, name: str) -> Manifest:
         """Ask for a run."""
         with answered():
-            return self._client.start(name, namespace)
+            return self._client.start(name, namespace, kind=kind)
 
-    def stop(self, namespace: str, name: str) -> Manifest:
+    def stop(self, kind: str, namespace: str, name: str) -> Manifest:
         """Ask for the end of a run."""
         with answered():
-            return self._client.stop(name, namespace)
+            return self._client.stop(name, namespace, kind=kind)
 
     def logs(self, namespace: str, name: str) -> Entries:
         """Return a task's last output lines."""

@@ -1,4 +1,4 @@
-"""``proplet start``, ``stop``, ``logs`` and ``wait``: one task at a time."""
+"""``proplet start``, ``stop``, ``logs`` and ``wait``: one task at a time, or one job (``job/NAME``)."""
 
 import argparse
 import sys
@@ -8,50 +8,67 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from proplet.agent.cli import FAILED, NOT_FOUND, OK, TIMED_OUT, UNREACHABLE, USAGE, CliError
-from proplet.agent.cli_resources import absent
+from proplet.agent.cli_resources import absent, kind_and_names
 from proplet.agent.cli_session import DeadlineError, Session, deadline, run
 from proplet.agent.config_values import parse_duration
-from proplet.agent.render import Manifest, at, one_line, printable
+from proplet.agent.render import Manifest, at, condition_message, one_line, printable
 
 TERMINAL = ("completed", "failed", "skipped", "interrupted")
+WORKS = ("propellerjobs", "federatedjobs", "trainingrounds")
+_WORDS = {"propellerjobs": "job", "federatedjobs": "federated job", "trainingrounds": "training round"}
 _POLL_S = 0.5
 _PATIENCE_S = 10.0
 T = TypeVar("T")
 
 
 def start(options: argparse.Namespace) -> int:
-    """Start a task."""
+    """Start a task, or a job that waits for that."""
     return run(options, _start)
 
 
 def _start(session: Session, options: argparse.Namespace) -> int:
-    _known(session, options)
-    session.start(options.namespace, options.name)
-    sys.stdout.write(f"task/{options.name} started\n")
+    kind, name = _named(options, ("tasks", "propellerjobs"))
+    _known(session, kind, name, options)
+    session.start(kind, options.namespace, name)
+    sys.stdout.write(f"{kind[:-1]}/{name} started\n")
     return OK
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Stop a task."""
+    """Stop a task or a job."""
     return run(options, _stop)
 
 
 def _stop(session: Session, options: argparse.Namespace) -> int:
-    _known(session, options)
-    session.stop(options.namespace, options.name)
-    sys.stdout.write(f"task/{options.name} stopped\n")
+    kind, name = _named(options, ("tasks", "propellerjobs"))
+    _known(session, kind, name, options)
+    session.stop(kind, options.namespace, name)
+    sys.stdout.write(f"{kind[:-1]}/{name} stopped\n")
     return OK
 
 
-def _known(session: Session, options: argparse.Namespace) -> Manifest:
-    """Return the task, or say that it is not there and which one may be meant."""
+def _named(options: argparse.Namespace, kinds: Sequence[str]) -> tuple[str, str]:
+    """Return the kind, one of `kinds`, and the name of ``NAME`` (a task) or ``KIND/NAME``."""
+    word, slash, name = options.name.partition("/")
+    kind, names = kind_and_names(word, [name]) if slash else ("tasks", [word])
+    if kind not in kinds or not names[0]:
+        raise CliError(f"`{options.name}` is not what this command takes: NAME of a task{_or(kinds)}", USAGE)
+    return kind, names[0]
+
+
+def _or(kinds: Sequence[str]) -> str:
+    return "".join(f", or {kind[:-1]}/NAME" for kind in kinds if kind != "tasks")
+
+
+def _known(session: Session, kind: str, name: str, options: argparse.Namespace) -> Manifest:
+    """Return the resource, or say that it is not there and which one may be meant."""
     try:
-        return session.get("tasks", options.namespace, options.name)
+        return session.get(kind, options.namespace, name)
     except CliError as error:
         if error.status != NOT_FOUND:
             raise
-        names = {str(at(item, "metadata.name")): item for item in session.list("tasks", options.namespace)}
-        raise CliError(absent("tasks", options.name, names), NOT_FOUND) from None
+        names = {str(at(item, "metadata.name")): item for item in session.list(kind, options.namespace)}
+        raise CliError(absent(kind, name, names), NOT_FOUND) from None
 
 
 # --- logs --------------------------------------------------------------------------------------------------------
@@ -64,23 +81,24 @@ def logs(options: argparse.Namespace) -> int:
 
 def _logs(session: Session, options: argparse.Namespace) -> int:
     seen: list[dict[str, Any]] = []
-    task = _known(session, options)
+    _, name = _named(options, ("tasks",))
+    task = _known(session, "tasks", name, options)
     while True:
         # The phase is asked for first: what a finished task printed is there by then.
         ended = at(task, "status.phase") in TERMINAL
-        now = list(_patiently(lambda: session.logs(options.namespace, options.name), options))
+        now = list(_patiently(lambda: session.logs(options.namespace, name), options))
         _print_lines(fresh(seen, now))
         seen = now
         if ended or not options.follow:
             break
         threading.Event().wait(_POLL_S)
-        task = _patiently(lambda: session.get("tasks", options.namespace, options.name), options)
+        task = _patiently(lambda: session.get("tasks", options.namespace, name), options)
     if not seen:
-        session.say(f"no output of task {options.name} was sent here; it {_said(task)}")
+        session.say(f"no output of task {name} was sent here; it {_said(task)}")
         if _phase(task) not in TERMINAL:
-            session.say(f"what a task prints is sent when it ends: proplet logs -f {options.name}")
+            session.say(f"what a task prints is sent when it ends: proplet logs -f {name}")
         if at(task, "status.results"):
-            session.say(f"it has results: proplet describe task {options.name}")
+            session.say(f"it has results: proplet describe task {name}")
     return OK
 
 
@@ -116,55 +134,58 @@ def _print_lines(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def wait(options: argparse.Namespace) -> int:
-    """Wait until a task is completed, finished (one way or another) or running."""
+    """Wait until a task or a work is completed, finished (one way or another) or running."""
     return run(options, _wait)
 
 
 def _wait(session: Session, options: argparse.Namespace) -> int:
+    kind, name = _named(options, ("tasks", *WORKS))
+    what = f"{_WORDS.get(kind, kind[:-1])} {name}"
     try:
         seconds = parse_duration(options.timeout)
     except ValueError as error:
         raise CliError(f"--timeout: {error}", USAGE) from error
-    task = _known(session, options)
+    _known(session, kind, name, options)
     try:
         with deadline(seconds):
-            task = _until(session, options)
+            found = _until(session, kind, name, what, options)
     except DeadlineError:
-        task = session.get("tasks", options.namespace, options.name)
-        message = f"task {options.name} is {_phase(task)} after {options.timeout}; proplet describe task {options.name}"
+        found = session.get(kind, options.namespace, name)
+        message = f"{what} is {_phase(found)} after {options.timeout}; proplet describe {kind[:-1]} {name}"
         raise CliError(message, TIMED_OUT) from None
-    reached = _reached(options.until, task)
-    if not reached:
-        raise CliError(f"task {options.name} {_said(task)}", FAILED)
-    sys.stdout.write(f"task/{options.name} {_phase(task)}\n")
+    if not _reached(options.until, found):
+        raise CliError(f"{what} {_said(found)}", FAILED)
+    sys.stdout.write(f"{kind[:-1]}/{name} {_phase(found)}\n")
     return OK
 
 
-def _until(session: Session, options: argparse.Namespace) -> Manifest:
-    """Return the task as soon as it is as wanted, or cannot get there any more in this run."""
+def _until(session: Session, kind: str, name: str, what: str, options: argparse.Namespace) -> Manifest:
+    """Return the resource as soon as it is as wanted, or cannot get there any more in this run."""
     there = False
-    with session.watch("tasks", options.namespace, options.name) as events:
+    with session.watch(kind, options.namespace, name) as events:
         for event in events:
             there = there or event.object is not None
             if event.type == "DELETED" or not there:
-                raise CliError(f"task {options.name} was deleted", NOT_FOUND)
+                raise CliError(f"{what} was deleted", NOT_FOUND)
             if event.object and (_reached(options.until, event.object) or _phase(event.object) in TERMINAL):
                 return event.object
-    raise CliError(f"the node ended the watch of task {options.name}")
+    raise CliError(f"the node ended the watch of {what}")
 
 
-def _phase(task: Manifest) -> str:
-    return str(at(task, "status.phase") or "pending")
+def _phase(manifest: Manifest) -> str:
+    return str(at(manifest, "status.phase") or "pending").lower()
 
 
-def _said(task: Manifest) -> str:
+def _said(manifest: Manifest) -> str:
     """Return the phase as a verb, and why it is so if that is known."""
-    why = one_line(at(task, "status.error")) or one_line(at(task, "status.message"))
-    phase = _phase(task)
+    why = one_line(at(manifest, "status.error")) or one_line(at(manifest, "status.message"))
+    if manifest.get("kind") != "Task":
+        why = condition_message(manifest)
+    phase = _phase(manifest)
     verb = {"failed": "failed", "interrupted": "was interrupted", "skipped": "was skipped"}.get(phase, f"is {phase}")
     return f"{verb}{f': {why}' if why else ''}"
 
 
-def _reached(until: str, task: Manifest) -> bool:
-    phase = _phase(task)
+def _reached(until: str, manifest: Manifest) -> bool:
+    phase = _phase(manifest)
     return phase == until or (until == "finished" and phase in TERMINAL)

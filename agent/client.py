@@ -135,7 +135,7 @@ class Client:
         return self._json("GET", "/api/v1/node")
 
     def list(self, kind: str, namespace: str | None = None) -> dict[str, Any]:
-        """Return ``{"items": [manifest...], "version": n}`` of a kind: tasks or proplets."""
+        """Return ``{"items": [manifest...], "version": n}`` of a kind, such as tasks."""
         return self._json("GET", _query(f"/api/v1/{_part(kind)}", namespace=namespace))
 
     def get(self, kind: str, name: str, namespace: str = "default") -> dict[str, Any]:
@@ -153,13 +153,13 @@ class Client:
         """Delete one resource; return its last state."""
         return self._json("DELETE", _path(kind, namespace, name))
 
-    def start(self, name: str, namespace: str = "default") -> dict[str, Any]:
-        """Ask for a run of a task; return its manifest."""
-        return self._json("POST", f"{_path('tasks', namespace, name)}/start")
+    def start(self, name: str, namespace: str = "default", *, kind: str = "tasks") -> dict[str, Any]:
+        """Ask for a run of a task, or let a job (`propellerjobs`) go; return its manifest."""
+        return self._json("POST", f"{_path(kind, namespace, name)}/start")
 
-    def stop(self, name: str, namespace: str = "default") -> dict[str, Any]:
-        """Ask for the end of a task's run; return its manifest."""
-        return self._json("POST", f"{_path('tasks', namespace, name)}/stop")
+    def stop(self, name: str, namespace: str = "default", *, kind: str = "tasks") -> dict[str, Any]:
+        """Ask for the end of a task's run, or of a job (`propellerjobs`); return its manifest."""
+        return self._json("POST", f"{_path(kind, namespace, name)}/stop")
 
     def logs(self, name: str, namespace: str = "default") -> Sequence[dict[str, Any]]:
         """Return a task's last output: ``{proplet_id, attempt, stream, lines}``, oldest first."""

@@ -120,6 +120,12 @@ def _ready(manifest: Manifest, _: float) -> str:
     return str(at(manifest, "status.phase") == "Running")
 
 
+def condition_message(manifest: Manifest) -> str:
+    """Return what the last of a work's conditions says; of a job that has failed, why."""
+    said = [item for item in at(manifest, "status.conditions") or () if isinstance(item, Mapping)]
+    return one_line(said[-1].get("message")) if said else ""
+
+
 def _clip(cell: Cell, width: int) -> Cell:
     def clipped(manifest: Manifest, now: float) -> str:
         text = cell(manifest, now)
@@ -134,6 +140,8 @@ def _source(manifest: Manifest, _: float) -> str:
 
 
 _NAME = ("NAME", _text("metadata.name"))
+_AGE = ("AGE", _since("metadata.creationTimestamp"))
+_WHY = ("MESSAGE", _clip(lambda manifest, _: condition_message(manifest), 60))
 _TABLES: Mapping[str, tuple[Sequence[tuple[str, Cell]], Sequence[tuple[str, Cell]]]] = {
     "Task": (
         (
@@ -144,7 +152,7 @@ _TABLES: Mapping[str, tuple[Sequence[tuple[str, Cell]], Sequence[tuple[str, Cell
             ("START TIME", _since("status.startedAt")),
             ("FINISH TIME", _since("status.finishedAt")),
             ("PREFERRED TYPE", _text("spec.preferredPropletType", "any")),
-            ("AGE", _since("metadata.creationTimestamp")),
+            _AGE,
         ),
         (
             ("ATTEMPTS", _text("status.attempts")),
@@ -162,7 +170,7 @@ _TABLES: Mapping[str, tuple[Sequence[tuple[str, Cell]], Sequence[tuple[str, Cell
             ("TASKS", _text("status.taskCount", "0")),
             ("REPLICAS", _text("status.k8sStatus.readyReplicas")),
             ("LAST SEEN", _since("status.lastSeen")),
-            ("AGE", _since("metadata.creationTimestamp")),
+            _AGE,
         ),
         (
             ("LOCATION", _text("status.metadata.location")),
@@ -170,6 +178,43 @@ _TABLES: Mapping[str, tuple[Sequence[tuple[str, Cell]], Sequence[tuple[str, Cell
             ("ARCH", _text("status.metadata.cpuArch")),
             ("VERSION", _text("status.metadata.propletVersion")),
         ),
+    ),
+    "PropellerJob": (
+        (
+            _NAME,
+            ("PHASE", _text("status.phase", "Pending")),
+            ("MODE", _text("spec.executionMode", "configurable")),
+            ("TASKS", _text("status.taskCount", "0")),
+            ("COMPLETED", _text("status.completedCount", "0")),
+            ("FAILED", _text("status.failedCount", "0")),
+            _AGE,
+        ),
+        (
+            ("SKIPPED", _text("status.skippedCount", "0")),
+            ("INTERRUPTED", _text("status.interruptedCount", "0")),
+            _WHY,
+        ),
+    ),
+    "FederatedJob": (
+        (
+            _NAME,
+            ("PHASE", _text("status.phase", "Pending")),
+            ("CURRENT ROUND", _text("status.currentRound", "0")),
+            ("COMPLETED ROUNDS", _text("status.completedRounds", "0")),
+            _AGE,
+        ),
+        (("ROUNDS", _text("spec.rounds.total", "1")), _WHY),
+    ),
+    "TrainingRound": (
+        (
+            _NAME,
+            ("PHASE", _text("status.phase", "Pending")),
+            ("JOB", _text("spec.federatedJobRef.name")),
+            ("UPDATES", _text("status.updatesReceived", "0")),
+            ("REQUIRED", _text("status.updatesRequired", "0")),
+            _AGE,
+        ),
+        (("ROUND", _text("spec.roundId")), _WHY),
     ),
 }
 

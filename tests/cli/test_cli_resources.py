@@ -16,9 +16,11 @@ from anyio.streams.text import TextReceiveStream
 
 from proplet.agent.wire import LogLines
 from proplet.manager.api import ApiSettings
+from proplet.manager.job_plan import HELD
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletPhase, PropletStatus, Task
 from proplet.manager.phases import Phase
 from proplet.manager.store_memory import MemoryStore
+from proplet.manager.works import open_works
 from tests.api.fakes import TOKEN, Node, open_node
 from tests.cli.command import COMMAND, environment, proplet
 
@@ -93,7 +95,7 @@ async def test_apply_of_what_is_no_manifest_fails_in_words(node: Node, home: Pat
 
 async def test_tables_have_the_references_columns(node: Node, home: Path) -> None:
     await proplet(home, "apply", "-f", "-", stdin=manifest("addition-wasm", "other"))
-    await record(node, "addition-wasm", phase=Phase.COMPLETED, proplet_id="docker-proplet", results="42")
+    await record(node, "addition-wasm", phase=Phase.COMPLETED, assigned_proplet="docker-proplet", results="42")
     meta = Meta("docker-proplet")
     await node.store.create(Proplet(meta, status=PropletStatus(PropletPhase.RUNNING)))
     tasks = await proplet(home, "get", "tasks")
@@ -261,7 +263,7 @@ async def test_watch_prints_changes_as_they_come(node: Node, home: Path) -> None
     async with started(home, "get", "tasks", "-w") as (process, output):
         first = await until(output, "pending")
         assert first.splitlines()[0].startswith("NAME   PHASE")
-        await record(node, "one", phase=Phase.RUNNING, proplet_id="pi")
+        await record(node, "one", phase=Phase.RUNNING, assigned_proplet="pi")
         assert (await until(output, "running")).split()[:3] == ["one", "running", "pi"]
         await node.store.delete(Kind.TASK, Key("one"))
         assert (await until(output, "deleted")).split()[:2] == ["one", "deleted"]
@@ -277,9 +279,9 @@ async def test_a_watch_of_proplets_shows_how_many_tasks_they_have(node: Node, ho
         lines = (await until(output, "Running")).splitlines()
         assert lines[0].split()[:5] == ["NAME", "TYPE", "PHASE", "READY", "TASKS"]
         assert lines[1].split()[:5] == ["pi", "external", "Running", "True", "0"]
-        await record(node, "one", phase=Phase.RUNNING, proplet_id="pi")
+        await record(node, "one", phase=Phase.RUNNING, assigned_proplet="pi")
         assert (await until(output, "\n")).split()[4] == "1"
-        await record(node, "one", phase=Phase.COMPLETED, proplet_id="pi")
+        await record(node, "one", phase=Phase.COMPLETED, assigned_proplet="pi")
         assert (await until(output, "\n")).split()[4] == "0"
         await node.store.delete(Kind.PROPLET, Key("pi"))
         assert (await until(output, "\n")).split()[:3] == ["pi", "external", "deleted"]
@@ -299,7 +301,7 @@ async def test_a_watch_whose_history_is_gone_lists_again(home: Path) -> None:
             await until(output, "two")
         # While the node is away, more happens than it remembers.
         for phase in (Phase.SCHEDULED, Phase.RUNNING, Phase.COMPLETED):
-            await record(node, "one", phase=phase, proplet_id="pi")
+            await record(node, "one", phase=phase, assigned_proplet="pi")
         await store.delete(Kind.TASK, Key("two"))
         async with open_node(settings, store):
             seen = await until(output, "deleted")
@@ -333,3 +335,95 @@ async def test_the_node_can_be_named_by_its_socket(node: Node, home: Path) -> No
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == "node 1.2.3 (agent, broker, manager)"
     assert (await proplet(home, "version", "-s", f"unix:{home}/none")).code == 3
+
+
+# --- jobs and learning ------------------------------------------------------------------------------------------------
+
+JOB = b"""\
+apiVersion: propeller.propeller.abstractmachines.fr/v1
+kind: PropellerJob
+metadata: {name: nightly}
+spec:
+  name: nightly
+  executionMode: sequential
+  tasks: [{name: a, imageUrl: "localhost:5000/add:1"}, {name: b, imageUrl: "localhost:5000/add:1"}]
+"""
+LEARNING = b"""\
+apiVersion: propeller.propeller.abstractmachines.fr/v1alpha1
+kind: FederatedJob
+metadata: {name: plane}
+spec: {experimentId: e, modelRef: "oci://m:0", taskWasmImage: "localhost:5000/t:1", participants: [{propletId: p}],
+  kOfN: 1, timeoutSeconds: 60, rounds: {total: 2}, aggregator: {algorithm: fedavg}}
+"""
+
+
+async def test_jobs_and_learning_have_the_references_columns(node: Node, home: Path) -> None:
+    async with open_works(node.store, collect_garbage=True):
+        applied = await proplet(home, "apply", "-f", "-", stdin=JOB + b"---\n" + LEARNING)
+        assert applied.out == "propellerjob/nightly created\nfederatedjob/plane created\n"
+        assert (await proplet(home, "wait", "federatedjob/plane", "--for", "running")).code == 0
+        assert (await proplet(home, "wait", "traininground/round-1-plane", "--for", "running")).code == 0
+        assert (await proplet(home, "wait", "job/nightly", "--for", "running")).out == "propellerjob/nightly running\n"
+        jobs = await proplet(home, "get", "pjob")
+        learning = await proplet(home, "get", "federatedjobs")
+        rounds = await proplet(home, "get", "trainingrounds")
+    assert aged(jobs.out) == [
+        "NAME      PHASE     MODE         TASKS   COMPLETED   FAILED   AGE",
+        "nightly   Running   sequential   2       0           0        AGE",
+    ]
+    assert aged(learning.out) == [
+        "NAME    PHASE     CURRENT ROUND   COMPLETED ROUNDS   AGE",
+        "plane   Running   1               0                  AGE",
+    ]
+    assert aged(rounds.out) == [
+        "NAME            PHASE     JOB     UPDATES   REQUIRED   AGE",
+        "round-1-plane   Running   plane   0         1          AGE",
+    ]
+
+
+async def test_waiting_for_a_job_ends_with_it_and_says_why_it_failed(node: Node, home: Path) -> None:
+    async with open_works(node.store, collect_garbage=True):
+        await proplet(home, "apply", "-f", "-", stdin=JOB)
+        late = await proplet(home, "wait", "job/nightly", "--timeout", "10ms")
+        assert (late.code, late.err.split(";")[0]) == (5, "proplet: error: job nightly is running after 10ms")
+        await record(node, "nightly-a", phase=Phase.FAILED)
+        failed = await proplet(home, "wait", "--for", "completed", "job/nightly")
+        ended = await proplet(home, "wait", "--for", "finished", "job/nightly")
+        described = (await proplet(home, "describe", "job", "nightly")).out
+    assert (failed.code, failed.out) == (1, "")
+    assert failed.err == "proplet: error: job nightly failed: Tasks did not complete: nightly-a (failed)\n"
+    assert (ended.code, ended.out) == (0, "propellerjob/nightly failed\n")
+    assert "Skipped Count:" in described
+
+
+async def test_a_job_is_started_stopped_and_deleted_by_name(node: Node, home: Path) -> None:
+    async with open_works(node.store, collect_garbage=True):
+        held = JOB.replace(b"{name: nightly}", f'{{name: nightly, annotations: {{"{HELD}": "true"}}}}'.encode())
+        await proplet(home, "apply", "-f", "-", stdin=held)
+        assert (await proplet(home, "start", "job/nightly")).out == "propellerjob/nightly started\n"
+        assert (await proplet(home, "wait", "job/nightly", "--for", "running")).code == 0
+        assert (await proplet(home, "stop", "job/nightly")).out == "propellerjob/nightly stopped\n"
+        assert (await proplet(home, "wait", "job/nightly", "--for", "finished")).code == 0
+        again = await proplet(home, "stop", "job/nightly")
+        assert (again.code, again.err.split("(")[0]) == (1, "proplet: error: job nightly has ended ")
+        assert (await proplet(home, "delete", "-f", "-", stdin=held)).out == "propellerjob/nightly deleted\n"
+        missing = await proplet(home, "wait", "job/nightli")
+        assert missing.code == 4
+
+
+async def test_what_cannot_be_started_or_has_no_logs_is_wrong_usage(node: Node, home: Path) -> None:
+    for arguments in (("start", "federatedjob/x"), ("logs", "job/x"), ("wait", "proplet/x"), ("stop", "pods/x")):
+        assert (await proplet(home, *arguments)).code == 2
+
+
+async def test_get_all_shows_every_kind_with_its_name(node: Node, home: Path) -> None:
+    nothing = await proplet(home, "get", "all")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "nothing found in namespace default\n")
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one") + b"---\n" + JOB)
+    shown = (await proplet(home, "get", "all")).out.split("\n\n")
+    assert [table.splitlines()[1].split()[0] for table in shown] == ["task/one", "propellerjob/nightly"]
+    names = await proplet(home, "get", "all", "-o", "name")
+    assert names.out == "task/one\npropellerjob/nightly\n"
+    everything = json.loads((await proplet(home, "get", "all", "-o", "json")).out)
+    assert [item["kind"] for item in everything["items"]] == ["Task", "PropellerJob"]
+    assert (await proplet(home, "get", "all", "one")).code == 2
