@@ -30,9 +30,9 @@ class Relay:
 
     async def serve(self, near: SocketStream) -> None:
         self.connections += 1
-        self._again.set()
         async with near, await anyio.connect_tcp("127.0.0.1", self._target) as far:
             self._open |= {near, far}
+            self._again.set()
             try:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._forward, near, far, group.cancel_scope)
