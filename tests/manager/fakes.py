@@ -206,6 +206,7 @@ class Node:
         self.controller = controller
         self.store = store
         self.bus = bus
+        self.namespace = "default"
 
     def up(self, *, session_present: bool = True) -> None:
         self.controller.hear(Up(session_present))
@@ -219,26 +220,27 @@ class Node:
         return proplet
 
     async def create(self, name: str, **spec: Any) -> Task:
-        task = Task(Meta(name), TaskSpec(**{"name": name, "image_url": "registry.test/add:1", **spec}))
+        task = Task(Meta(name, self.namespace), TaskSpec(**{"name": name, "image_url": "registry.test/add:1", **spec}))
         created = await self.store.create(task)
         assert isinstance(created, Task)
         return created
 
     async def get(self, name: str) -> Task:
-        task = await self.store.get(Kind.TASK, Key(name))
+        task = await self.store.get(Kind.TASK, Key(name, self.namespace))
         assert isinstance(task, Task)
         return task
 
     async def until(self, name: str, condition: Callable[[Task], bool], within: float = 8.0) -> Task:
         """Return the task once `condition` holds of it."""
+        version = (await self.store.list(Kind.TASK)).version
         task = await self.get(name)
         with anyio.move_on_after(within):
-            async for change in self.store.watch(Kind.TASK, 0):
+            if condition(task):
+                return task
+            async for _ in self.store.watch(Kind.TASK, version):
                 task = await self.get(name)
                 if condition(task):
                     return task
-                if change.version < task.meta.version:
-                    continue
         task = await self.get(name)
         assert condition(task), task.status
         return task
