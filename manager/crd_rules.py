@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from proplet.manager import rules_proplet, rules_task, rules_work
 from proplet.manager.crd_bounds import DURATION
-from proplet.manager.model import Kind, TaskSpec
+from proplet.manager.model import WORKS, Kind, TaskSpec
 from proplet.manager.reading import Rule, Shape, Style
 from proplet.manager.rules_task import EDITABLE
 from proplet.manager.scalars import BASE64, FLAG, TEXT
@@ -264,7 +264,15 @@ _JOB_RULES: Final = (
     ),
 )
 
+_AFTER_START: Final = CelRule(
+    "self.spec == oldSelf.spec || !has(oldSelf.status)"
+    " || (oldSelf.status.phase == 'Pending' && !has(oldSelf.status.startTime))",
+    "has started: what it consists of cannot change any more; delete it and apply it again",
+    ".spec",
+)
+
 RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
+    **{kind.value: (_AFTER_START,) for kind in WORKS},
     "Task": (_TASK_GROUP, _AFTER_DISPATCH),
     "Task.spec": TASK_SPEC_RULES,
     "PropellerJob.spec.tasks[]": TASK_SPEC_RULES,

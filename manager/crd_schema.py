@@ -120,12 +120,15 @@ _SAME: Final = {"PropellerJob.spec.tasks[]": "Task.spec"}
 
 
 def _object(shapes: Mapping[str, Shape], path: str, needed: tuple[str, ...] = ()) -> Schema:
+    listed = path in _SAME
     path = _SAME.get(path, path)
     properties = {
         name: schema_of(shape, f"{path}.{name}")
         for name, shape in shapes.items()
         if f"{path}.{name}" not in _STANDALONE
     }
+    if listed:  # kubectl compares a list as a whole: with a default in it, every `kubectl apply` would find a change
+        properties = {name: {k: v for k, v in item.items() if k != "default"} for name, item in properties.items()}
     required = [name for name in properties if name in needed or name in REQUIRED.get(path, ())]
     out: Schema = {"type": "object", "properties": properties}
     return {**out, "required": required} if required else out

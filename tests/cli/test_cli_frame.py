@@ -33,7 +33,8 @@ def test_help_loads_nothing_that_is_slow() -> None:
 def test_help_documents_the_exit_codes_and_every_command(home: Path) -> None:
     code, out, err = proplet_now(home, ["--help"])
     assert (code, err) == (0, "")
-    for word in "up demo run apply get describe delete start stop logs wait version completion config service".split():
+    commands = "up demo run crds apply get describe delete start stop logs wait version completion config service"
+    for word in commands.split():
         assert f"    {word}" in out
     assert "3 no node reachable" in out
 

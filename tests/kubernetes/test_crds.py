@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 
 from proplet.manager import crd, manifest, rules
 from proplet.manager.manifest import GROUPS, ManifestError, from_manifest, parse_documents, to_manifest
-from proplet.manager.model import Kind, Proplet, Resource, Task
+from proplet.manager.model import WORKS, Kind, Proplet, Resource, Task
+from tests.cli.command import COMMAND
 from tests.manifests import strategies
 from tests.manifests.test_manifest_corpus import ACCEPT, REFUSE, SAMPLES
 from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer, KubectlError, open_api_server
@@ -29,13 +31,35 @@ ADDITION = "AGFzbQEAAAABBwFgAn9/AX8DAgEABwgBBG1haW4AAAoJAQcAIAAgAWoL"
 NODE_ONLY = "# by the node only: "
 _names = count(1)
 
+WORK = {
+    "roundId": "round-1",
+    "federatedJobRef": {"name": "j"},
+    "experimentId": "e",
+    "modelRef": "m",
+    "taskWasmImage": "i",
+    "kOfN": 1,
+    "timeoutSeconds": 60,
+}
+SPECS: dict[Kind, dict[str, Any]] = {
+    Kind.TASK: {"name": "main", "file": ADDITION},
+    Kind.PROPLET: {"type": "external"},
+    Kind.JOB: {"name": "job", "taskRefs": ["a"]},
+    Kind.FEDERATED_JOB: {
+        **{k: v for k, v in WORK.items() if k not in ("roundId", "federatedJobRef")},
+        "participants": [{"propletId": "a"}],
+        "aggregator": {"algorithm": "fedavg"},
+    },
+    Kind.ROUND: {**WORK, "participants": ["a"]},
+}
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ApiServer]:
     """A server of its own: other tests install looser definitions of the same kinds."""
     with open_api_server() as server:
+        printed = subprocess.run([COMMAND, "crds", "--group=all"], capture_output=True, text=True, check=True).stdout
+        server.kubectl("apply", "-f", "-", input=printed)
         for group in GROUPS:
-            server.kubectl("apply", "-f", str(CRDS / group.removeprefix("propeller.propeller.")))
             for kind in KINDS:
                 await_served(server, f"/apis/{group}/v1/{kind}")
         server.create_namespace("lab")  # which a manifest of the corpus names
@@ -262,6 +286,28 @@ def test_the_phase_alone_says_that_a_task_was_dispatched(server: ApiServer, spac
         patch(server, path_of(space, name="addition"), spec={"inputs": [1]})
 
 
+@pytest.mark.parametrize("kind", WORKS, ids=lambda kind: kind.value)
+def test_what_a_job_consists_of_cannot_change_once_it_has_started(server: ApiServer, space: str, kind: Kind) -> None:
+    plural, spec = f"{kind.value.lower()}s", SPECS[kind]
+    change = {"name": "other"} if kind is Kind.JOB else {"modelRef": "other"}
+    body = {"apiVersion": f"{OLD}/v1", "kind": kind.value, "metadata": {"name": "x"}, "spec": spec}
+    server.call("POST", path_of(space, plural), body)
+    path = path_of(space, plural, "x")
+    for status in ({}, {"observedGeneration": 1}):
+        patch(server, f"{path}/status", status=status)
+        patch(server, path, spec=change)
+        patch(server, path, spec=spec)
+    patch(server, f"{path}/status", status={"startTime": "2026-01-01T00:00:00Z"})
+    patch(server, path, spec=spec, metadata={"annotations": {"note": "any"}})
+    with pytest.raises(ApiError, match="has started: what it consists of cannot change"):
+        patch(server, path, spec=change)
+    before = server.call("GET", path)
+    assert rules.frozen(from_manifest(before), from_manifest({**before, "spec": spec | change})) != []
+    patch(server, f"{path}/status", status={"phase": "Running", "startTime": None})
+    with pytest.raises(ApiError, match="has started: what it consists of cannot change"):
+        patch(server, path, spec=change)
+
+
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
@@ -287,28 +333,6 @@ def test_a_priority_of_zero_is_kept_and_defaults_are_filled_in(server: ApiServer
 def test_a_field_that_is_not_declared_is_refused(server: ApiServer, home: Path, field: str) -> None:
     with pytest.raises(KubectlError, match=rf'unknown field "spec\.{field}"'):
         server.kubectl("create", "-f", "-", input=json.dumps(task(**{field: "x"})), kubeconfig=home)
-
-
-WORK = {
-    "roundId": "round-1",
-    "federatedJobRef": {"name": "j"},
-    "experimentId": "e",
-    "modelRef": "m",
-    "taskWasmImage": "i",
-    "kOfN": 1,
-    "timeoutSeconds": 60,
-}
-SPECS: dict[Kind, dict[str, Any]] = {
-    Kind.TASK: {"name": "main", "file": ADDITION},
-    Kind.PROPLET: {"type": "external"},
-    Kind.JOB: {"name": "job", "taskRefs": ["a"]},
-    Kind.FEDERATED_JOB: {
-        **{k: v for k, v in WORK.items() if k not in ("roundId", "federatedJobRef")},
-        "participants": [{"propletId": "a"}],
-        "aggregator": {"algorithm": "fedavg"},
-    },
-    Kind.ROUND: {**WORK, "participants": ["a"]},
-}
 
 
 @pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.value)
