@@ -68,6 +68,8 @@ def _known(session: Session, kind: str, name: str, options: argparse.Namespace) 
         if error.status != NOT_FOUND:
             raise
         names = {str(at(item, "metadata.name")): item for item in session.list(kind, options.namespace)}
+        if name in names:  # made in between
+            return names[name]
         raise CliError(absent(kind, name, names), NOT_FOUND) from None
 
 
