@@ -55,6 +55,7 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
         policy=Policy(
             silence_s=manager.liveliness_timeout_s,
             silent_deadline_s=manager.default_deadline_s or float("inf"),
+            confirm_delay_s=0.25,  # in a burst results come later than that they are on the way: a write less for each
             finalizers=True,
             last_seen_every_s=table.last_seen_interval_s,
         ),

@@ -385,7 +385,9 @@ class Controller:
 
     async def stop(self, uid: str) -> Task:
         """Ask for the end of the current run; a pending one becomes `interrupted` at once."""
-        task = await ask_stop(self._store, uid, self._clock())
+        before, task = self._book.get(uid), await ask_stop(self._store, uid, self._clock())
+        if before is not None:
+            self._announcer.task(before, task)
         self._take_over(task)
         return task
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from proplet.agent.codec import to_plain
 from proplet.agent.wire import FederatedUpdate, Reason, RestartPolicy, Result
+from proplet.manager import conditions
 from proplet.manager.exchange import Policy
 from proplet.manager.model import Task, TaskStatus
 from proplet.manager.phases import TERMINAL, Happening, Phase, advance
@@ -91,9 +92,10 @@ def stop_asked(task: Task, wall: float) -> TaskStatus | None:
     status = task.status
     if status.phase in TERMINAL or (status.phase is Phase.PENDING and task.spec.held):
         return None
-    if status.phase is Phase.PENDING:
-        return stopped(status, "stopped before it was placed", wall)
-    return replace(status, stop_requested=True)
+    if status.phase is not Phase.PENDING:
+        return replace(status, stop_requested=True)
+    status = stopped(status, "stopped before it was placed", wall)
+    return replace(status, conditions=conditions.of_task(task, status, "", "", wall))
 
 
 def stopped(status: TaskStatus, text: str, wall: float) -> TaskStatus:

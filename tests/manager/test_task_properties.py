@@ -160,6 +160,68 @@ def _everybody_falls_silent(told: Story, tells: dict[str, bool], observer: Obser
     raise AssertionError(f"no end: {told.status}")
 
 
+@settings(max_examples=300)
+@given(SPECS, st.booleans(), st.booleans(), st.lists(EVENTS, max_size=15), st.lists(EVENTS, max_size=15), st.booleans())
+def test_a_deleted_task_is_let_go_whatever_happens_and_never_sent_anew(
+    spec: dict[str, Any],
+    daemon: bool,
+    tell: bool,
+    before: list[tuple[Any, ...]],
+    after: list[tuple[Any, ...]],
+    silent: bool,
+) -> None:
+    tells = {"a": tell, "b": True, "c": False}
+    told = story(daemon=daemon, **spec)
+    told.world = replace(told.world, policy=replace(told.policy, finalizers=True))
+    for name, tell in tells.items():
+        told.peer(name, tells=tell)
+    told.look()
+    for event in [e for e in before if e != ("start",)]:
+        play(told, event, tells)
+    if not told.task.meta.finalizers:
+        return  # it is gone at once
+    told.task = replace(told.task, meta=replace(told.task.meta, deleted_at=told.at.wall))
+    attempt = told.status.attempt
+    told.look()
+    for event in [e for e in after if e != ("start",)]:
+        if not told.task.meta.finalizers:
+            return
+        play(told, event, tells)
+    told.fleet.connected = told.fleet.settled = told.broker = True
+    for name, tell in tells.items():
+        told.peer(name, tells=tell, alive=not silent, lost=silent)
+    told.contacts.reconnected(told.mono, told.policy, unsent=True)
+    told.look()
+    for _ in range(400):
+        if not told.task.meta.finalizers:
+            break
+        assert told.wake < math.inf, f"stuck: {told.status}"
+        told.sleep()
+    assert (told.task.meta.finalizers, told.status.attempt) == ((), attempt)
+
+
+@given(SPECS, st.lists(EVENTS, max_size=25))
+def test_a_condition_s_time_moves_only_with_its_status(spec: dict[str, Any], events: list[Any]) -> None:
+    tells = {"a": True, "b": False, "c": True}
+    told = story(**spec)
+    told.look()
+    for event in [e for e in events if e != ("start",)]:
+        before = {c.type: c for c in told.status.conditions}
+        play(told, event, tells)
+        names = [c.type for c in told.status.conditions]
+        assert names == [name for name in ("Scheduled", "Started", "Completed") if name in names]
+        for condition in told.status.conditions:
+            assert condition.reason
+            assert condition.last_transition_time > 0
+            was = before.get(condition.type)
+            if was is not None and was.status == condition.status:
+                assert condition.last_transition_time == was.last_transition_time
+        if told.status.phase in TERMINAL:
+            assert told.condition("Completed") is not None
+        elif told.status.phase is Phase.RUNNING:
+            assert told.condition("Started") is not None
+
+
 @given(SPECS, st.lists(EVENTS, max_size=25))
 def test_deciding_twice_on_the_same_state_decides_nothing_more(spec: dict[str, Any], events: list[Any]) -> None:
     tells = {"a": True, "b": False, "c": True}
