@@ -491,13 +491,16 @@ class ModuleChunk:
 
 @dataclass(frozen=True, slots=True)
 class RoundStart:
-    """``fl/rounds/start``."""
+    """``fl/rounds/start``. Managers of the reference send the first five; 0 and "" are unstated."""
 
     round_id: str
     model_uri: str = ""
     task_wasm_image: str = ""
-    participants: tuple[str, ...] = ()
+    participants: tuple[str, ...] = ()  # proplet ids
     hyperparams: Mapping[str, Any] = _mapping()
+    experiment_id: str = ""
+    k_of_n: int = 0
+    timeout_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

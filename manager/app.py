@@ -21,6 +21,7 @@ from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
 from proplet.manager.model import Kind
 from proplet.manager.ports import Store, StoreUnavailableError
+from proplet.manager.round_starts import RoundStarts
 from proplet.manager.seed import apply_directory
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.store_retention import prune, weight
@@ -108,9 +109,11 @@ async def open_manager(
         )
         await control.load()
         bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
-        bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, control.hear))
+        starts = RoundStarts(store, control.hear)
+        bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, starts.hear))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(control.run, bus)
+        tasks.start_soon(starts.run)
         tasks.start_soon(_prune_now_and_then, store, settings.keep_finished, settings.keep_bytes)
         stack.callback(tasks.cancel_scope.cancel)
         await stack.enter_async_context(open_works(store, collect_garbage=True))

@@ -43,6 +43,7 @@ READ: Final = (
     Route.INVENTORY,
     Route.LOGS,
     Route.PROGRESS,
+    Route.ROUND_START,
 )
 
 

@@ -34,6 +34,7 @@ from proplet.manager.membership import Membership
 from proplet.manager.model import Kind
 from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
+from proplet.manager.round_starts import RoundStarts
 from proplet.manager.store_kubernetes import KubernetesStore, open_kubernetes_store
 from proplet.manager.works import open_works
 
@@ -198,15 +199,17 @@ class Reign:
         await control.load()
         bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
         self.control = control
+        starts = RoundStarts(self.store, control.hear)
         try:
             async with (
-                open_bus(bus_settings, control.announcement, control.hear) as bus,
+                open_bus(bus_settings, control.announcement, starts.hear) as bus,
                 open_works(self.store, self._events, collect_garbage=False),
                 anyio.create_task_group() as tasks,
             ):
                 self.trouble = ""
                 log.info("this manager is at work")
                 tasks.start_soon(control.run, bus)
+                tasks.start_soon(starts.run)
                 pods = PodSettings(settings.group, settings.namespaces)
                 tasks.start_soon(Pods(self._api, self.store, pods, self._events).run)
                 await self._away()

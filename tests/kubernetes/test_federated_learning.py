@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+from proplet.agent.mqtt_model import MqttSettings
+from proplet.agent.topics import Route
+from proplet.agent.wire import RoundStart
 from proplet.manager.broker import Identity, Role
 from tests.support.kubernetes import ApiError, ApiServer
 from tests.support.kubernetes_manager import (
     GROUP,
+    TOPICS,
     ManagerProcess,
     Workspace,
     eventually,
@@ -21,16 +26,17 @@ from tests.support.kubernetes_manager import (
     manager_arguments,
     proplet_manifest,
 )
-from tests.support.learning import DEVICE, DEVICES, Farm, learn_although_one_dies
+from tests.support.learning import DATA, DEVICE, DEVICES, Farm, learn_although_one_dies
 from tests.support.modules import module
 from tests.support.mosquitto import MANAGER, MosquittoServer
-from tests.support.node import NodeProcess
+from tests.support.node import NodeProcess, open_peer
 from tests.support.registry import running_registry
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.registry, pytest.mark.timeout(300)]
 
 # The names of Proplets in a cluster are not what the devices are called on the wire.
 PARTICIPANTS = ("barn", "orchard.north", "pond")
+ELSEWHERE = Identity("elsewhere", "elsewhere-secret", Role.MANAGER)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,13 @@ class InCluster:
         return items
 
 
+@dataclass
+class ClusterFarm(Farm):
+    """With a way in for another manager."""
+
+    elsewhere: MqttSettings | None = None
+
+
 @pytest.fixture
 def space(api_server: ApiServer, namespace: str) -> Workspace:
     install_crds(api_server)
@@ -62,8 +75,8 @@ def space(api_server: ApiServer, namespace: str) -> Workspace:
 
 
 @pytest.fixture
-def farm(tmp_path: Path, space: Workspace) -> Iterator[Farm]:
-    identities = [MANAGER, *(Identity(name, f"{name}-secret", Role.PROPLET) for name in DEVICES)]
+def farm(tmp_path: Path, space: Workspace) -> Iterator[ClusterFarm]:
+    identities = [MANAGER, ELSEWHERE, *(Identity(name, f"{name}-secret", Role.PROPLET) for name in DEVICES)]
     with ExitStack() as stack:
         broker = MosquittoServer(tmp_path / "broker", identities)
         broker.start()
@@ -83,10 +96,11 @@ def farm(tmp_path: Path, space: Workspace) -> Iterator[Farm]:
         }
         for name in PARTICIPANTS:
             space.until("proplets", name, "Running")
-        yield Farm(devices, InCluster(space), f"{registry.address}/fl/trainer:1", PARTICIPANTS)
+        elsewhere = broker.link_settings(ELSEWHERE.username)
+        yield ClusterFarm(devices, InCluster(space), f"{registry.address}/fl/trainer:1", PARTICIPANTS, elsewhere)
 
 
-def test_three_proplets_of_a_cluster_learn_although_one_dies(farm: Farm, space: Workspace) -> None:
+def test_three_proplets_of_a_cluster_learn_although_one_dies(farm: ClusterFarm, space: Workspace) -> None:
     learn_although_one_dies(farm)
     head, row = space.kubectl("get", "federatedjobs").splitlines()
     assert re.split(r"\s{2,}", head.strip()) == ["NAME", "PHASE", "CURRENT ROUND", "COMPLETED ROUNDS", "AGE"]
@@ -108,3 +122,18 @@ def test_three_proplets_of_a_cluster_learn_although_one_dies(farm: Farm, space: 
 
     said = eventually(told, "the events of five rounds")
     assert "Round 5 of 5 is completed" in said
+
+
+def test_a_round_that_is_started_over_mqtt_runs_as_a_job(farm: ClusterFarm) -> None:
+    start = RoundStart("r-1", "oci://models/m:0", farm.image, DEVICES, {"epochs": 3, "data": DATA})
+
+    async def publish() -> None:
+        assert farm.elsewhere is not None
+        async with open_peer(farm.elsewhere, TOPICS, "barn") as peer:
+            await peer.send(Route.ROUND_START, start)
+
+    anyio.run(publish)
+    farm.until(lambda: farm.status("federatedjobs", "fl-r-1").get("phase") == "Completed", "the round's end")
+    status = farm.status("trainingrounds", "round-1-fl-r-1")
+    assert (status["updatesReceived"], status["updatesRequired"]) == (3, 3)
+    assert [each["propletId"] for each in status["participants"]] == list(PARTICIPANTS)
