@@ -3,14 +3,17 @@
 import base64
 import os
 import re
+import ssl
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.manager.device import Device
+from tests.mqtt.certificates import make_certificates
 from tests.support.kubernetes import ApiServer
 from tests.support.kubernetes_manager import (
     GROUP,
@@ -25,7 +28,7 @@ from tests.support.kubernetes_manager import (
     proplet_manifest,
     task_manifest,
 )
-from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, mosquitto  # noqa: F401
+from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, free_port, mosquitto  # noqa: F401
 from tests.support.node import NodeProcess
 
 LOOP = base64.b64encode((Path(__file__).parents[1] / "modules" / "loop.wasm").read_bytes()).decode()
@@ -181,6 +184,40 @@ def test_finalizers_come_off_so_that_everything_can_be_deleted(
     code, said = command(f"--kubeconfig={space.server.kubeconfig}", "-n", space.namespace, "--remove-finalizers")
     assert (code, "1 resources were freed" in said) == (0, True), said
     assert space.kubectl("get", "tasks") == ""
+
+
+def test_the_broker_is_reached_over_tls_and_metrics_are_served_so(space: Workspace, tmp_path: Path) -> None:
+    made = make_certificates(tmp_path / "tls")
+    port = free_port()
+    extra = [f"listener {port} 127.0.0.1"]
+    extra += [f"certfile {made / 'server.pem'}", f"keyfile {made / 'server.key'}", f"cafile {made / 'ca.pem'}"]
+    server = MosquittoServer(tmp_path / "broker", extra=[*extra, "require_certificate true"], more_ports=[port])
+    server.start()
+    (tmp_path / "key").write_text(server.identities["manager"].password)
+    (tmp_path / "key").chmod(0o600)
+    kept = [a for a in manager_arguments(server, space.server) if not a.startswith(("--mqtt-addr", "--client-key"))]
+    tls = [
+        f"--mqtt-address=ssl://127.0.0.1:{port}",
+        f"--client-key-file={tmp_path / 'key'}",
+        f"--mqtt-ca-file={made / 'ca.pem'}",
+        f"--mqtt-cert-file={made / 'client.pem'}",
+        f"--mqtt-key-file={made / 'client.key'}",
+        f"--metrics-cert-path={made}",
+        "--metrics-cert-name=server.pem",
+        "--metrics-cert-key=server.key",
+    ]
+    try:
+        with ManagerProcess(tmp_path / "m", [*kept, *tls, "--namespace", space.namespace]) as manager:
+            manager.until_ready()
+            with plugged(Device("proplet-1", TOPICS), server.link_settings("proplet-1")):
+                space.apply(proplet_manifest("p", "proplet-1", server.address), task_manifest("add"))
+                assert space.until("tasks", "add", "completed")["results"] == "42"
+            trusted = ssl.create_default_context(cafile=str(made / "ca.pem"))
+            with urllib.request.urlopen(f"https://127.0.0.1:{manager.metrics_port}/metrics", context=trusted) as page:
+                assert b"proplet_mqtt_connected 1" in page.read()
+            assert "shows the secret" not in manager.log
+    finally:
+        server.kill()
 
 
 def command(*arguments: str, **environ: str) -> tuple[int, str]:

@@ -172,6 +172,17 @@ def test_every_replica_has_an_identity_of_its_own(
     eventually(lambda: gone(space, "proplets", "farm-1"), "the record of the replica goes with it")
 
 
+def test_a_key_that_everybody_can_read_is_warned_of(
+    space: Workspace, manager: ManagerProcess, broker: MosquittoServer
+) -> None:
+    manifest = pod_proplet(space, broker)
+    connection = manifest["spec"]["connectionConfig"]
+    connection.pop("clientKeySecretRef")
+    space.apply({**manifest, "spec": {**manifest["spec"], "connectionConfig": {**connection, "clientKey": "secret-1"}}})
+    eventually(lambda: "KeyInline" in space.kubectl("get", "events"))
+    assert "secret-1" not in space.kubectl("get", "events", "-o", "yaml")
+
+
 def gone(space: Workspace, kind: str, name: str) -> bool:
     try:
         space.get(kind, name)

@@ -27,7 +27,8 @@ from tests.support.kubernetes_objects import await_served
 from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, free_port
 
 GROUP = "propeller.propeller.abstractmachines.fr"
-CRDS = Path(__file__).parents[2] / "crds" / "abstractmachines.fr"
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "crds" / "abstractmachines.fr"
 KINDS = ("federatedjobs", "propellerjobs", "proplets", "tasks", "trainingrounds")
 TOPICS = Topics(DOMAIN, CHANNEL)
 PATIENCE_S = 40.0
@@ -69,6 +70,7 @@ class ManagerProcess:
             f"--health-probe-bind-address=127.0.0.1:{self.health_port}",
             f"--metrics-bind-address=127.0.0.1:{self.metrics_port}",
         ]
+        self.program = ["proplet.agent", "manager"]
         self._environ = dict(environ or {})
         self._log = directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,8 +95,8 @@ class ManagerProcess:
             listener.bind(str(notify))
             listener.settimeout(0.1)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "proplet.agent", "manager", *self.arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=self.directory,
+                [sys.executable, "-m", *self.program, *self.arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=ROOT,
             )  # fmt: skip
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
@@ -123,6 +125,16 @@ class ManagerProcess:
     def until_ready(self) -> None:
         """Wait until it is leader or standby, and has what it needs."""
         eventually(lambda: self.ask("/readyz")[0] == 200, f"ready; log:\n{self.log[-3000:]}")
+
+    def until_dead(self) -> None:
+        """Wait until it ends by itself."""
+        process, self._process = self._process, None
+        assert process is not None
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+            process.wait()
 
     def kill(self) -> None:
         """End it as a power cut would."""
