@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from proplet.agent.wire import Limits
 from proplet.manager.averaging import Parameters, UpdateError, common_layout
 from proplet.manager.model import Kind, Meta, Owner, PropletSelector, Task, TaskSpec, TrainingRound
 from proplet.manager.phases import TERMINAL, Phase
@@ -129,6 +130,7 @@ def task_of(round_: TrainingRound, part: Part) -> Task:
             env=_environment(round_),
             selector=PropletSelector(proplet_id=part.proplet_id),
             active_deadline_seconds=float(spec.timeout_seconds),
+            limits=Limits(cpu_s=float(spec.timeout_seconds)),  # a proplet's default is too little to train in
         ),
     )
 

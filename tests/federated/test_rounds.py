@@ -40,7 +40,7 @@ def test_every_participant_gets_a_task_that_says_what_to_train(scene: Scene) -> 
     assert task.spec.selector.proplet_id == "device-2"
     assert (task.spec.image_url, task.spec.mode) == ("registry/trainer:1", "train")
     assert task.spec.env == {"ROUND_ID": "round-1", "MODEL_URI": "oci://models/m:0", "FL_JOB_ID": "e"}
-    assert task.spec.active_deadline_seconds == 60
+    assert (task.spec.active_deadline_seconds, task.spec.limits.cpu_s) == (60, 60)
     assert task.meta.owner == Owner("TrainingRound", "round-1-job", scene.round(1).meta.uid)
     assert task.meta.labels == {"training-round": "round-1-job", "round-id": "round-1", "participant": "device-2"}
 
