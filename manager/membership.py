@@ -32,7 +32,7 @@ class Membership:
                 names = f"its connectionConfig names the domain {wanted[0]} and the channel {wanted[1]}"
                 listens = f"this manager listens on the domain {channel[0]} and the channel {channel[1]}"
                 return conditions.OTHER_CHANNEL, f"{names}; {listens}"
-        if holder is None or holder.meta.uid == proplet.meta.uid or _since(proplet) < _since(holder):
+        if holder is None or holder.meta.uid == proplet.meta.uid or seniority(proplet) < seniority(holder):
             return None
         return conditions.DUPLICATE_IDENTITY, f"{proplet.id} is the client id of the Proplet {holder.meta.key}, too"
 
@@ -54,5 +54,6 @@ def with_refusal(proplet: Proplet, reason: str, message: str, wall: float) -> Pr
     return None if told == status else replace(proplet, status=told)
 
 
-def _since(proplet: Proplet) -> tuple[float, str, str]:
+def seniority(proplet: Proplet) -> tuple[float, str, str]:
+    """Return who was there first, as an order."""
     return proplet.meta.created_at, proplet.meta.namespace, proplet.meta.name

@@ -20,12 +20,13 @@ from proplet.agent.topics import InvalidTopicError, check_level
 from proplet.agent.wire import OFFLINE, Alive, Announcement, Discovery, Metadata, PropletMetrics
 from proplet.manager import conditions
 from proplet.manager.exchange import Moment, Policy
-from proplet.manager.membership import Membership, with_refusal
+from proplet.manager.membership import Membership, seniority, with_refusal
 from proplet.manager.model import DeviceMetrics, Meta, Proplet, PropletPhase, PropletSpec, PropletStatus, Resources
 from proplet.manager.placement import Fleet, Peer
 from proplet.manager.ports import Liveness
 
 HISTORY: Final = 10
+REFUSED: Final = "/"  # before the uid of a record that is refused; no proplet's id has it
 MAX_PROPLETS: Final = 10_000  # ids are claims that nobody checks here
 
 
@@ -60,6 +61,8 @@ class Registry:
         self._policy = policy
         self._membership = membership or Membership()
         self._refused: dict[str, Proplet] = {}  # by the uid of their records
+        self._ids: dict[str, str] = {}  # by the uid of the record that has them
+        self._touched: set[str] = set()
         self._not_proplets = frozenset(not_proplets)
         self._entries: dict[str, _Entry] = {}
         self._connected_at: float | None = None
@@ -156,36 +159,56 @@ class Registry:
 
     def learn(self, proplet: Proplet, at: Moment) -> bool:
         """A record of it exists, or was changed; return whether that matters for the placement of tasks."""
-        uid, news = proplet.meta.uid, False
-        for other, entry in list(self._entries.items()):
-            moved = other != proplet.id or self.refusal(proplet) is not None
-            if moved and entry.recorded and entry.proplet.meta.uid == uid:
-                self._forget(other)  # its connection names another id now, or it is another's
-                news = True
-        if self.refusal(proplet) is not None:
-            self._refused[uid] = proplet
-            return news
+        uid, news, refused = proplet.meta.uid, False, self.refusal(proplet) is not None
+        held = self._ids.get(uid)
+        if held is not None and (refused or held != proplet.id):
+            self._forget(held)  # its connection names another id now, or it is another manager's
+            news, refused = True, self.refusal(proplet) is not None
+        if refused:
+            self._refuse(proplet)
+        else:
+            news = self._take(proplet, at) or news
+        return self._promote(at) or news
+
+    def _refuse(self, proplet: Proplet) -> None:
+        self._refused[proplet.meta.uid] = proplet
+        self._touched.add(REFUSED + proplet.meta.uid)
+
+    def _take(self, proplet: Proplet, at: Moment) -> bool:
+        uid = proplet.meta.uid
         self._refused.pop(uid, None)
         entry = self._entries.setdefault(proplet.id, _Entry(proplet))
-        if entry.recorded and entry.proplet.meta.uid != uid:
-            self._refused[entry.proplet.meta.uid] = entry.proplet  # this one was there before
+        if entry.recorded and entry.proplet.meta.uid != uid:  # this one was there before
+            self._ids.pop(entry.proplet.meta.uid, None)
+            rival, entry.proplet = entry.proplet, proplet
+            self._refuse(rival)
         entry.proplet, entry.recorded = proplet, True
-        return self._show(entry, at) or news
+        self._ids[uid] = proplet.id
+        self._touched.add(proplet.id)
+        return self._show(entry, at)
 
-    def forget(self, proplet: Proplet) -> list[Proplet]:
-        """Its record was deleted; return those that were refused because of it, which are to be learned again.
+    def _promote(self, at: Moment) -> bool:
+        """Take those that nothing speaks against any more."""
+        news = False
+        for other in sorted(self._refused.values(), key=seniority):
+            if self.refusal(other) is None:
+                news = self._take(other, at) or news
+        return news
 
-        A live one is recorded anew with its next heartbeat, where unknown ones are registered.
-        """
-        if self._refused.pop(proplet.meta.uid, None) is not None:
-            return []
-        entry = self._entries.get(proplet.id)
-        if entry is not None and entry.recorded and entry.proplet.meta.uid == proplet.meta.uid:
+    def forget(self, proplet: Proplet, at: Moment) -> None:
+        """Its record was deleted. A live one is recorded anew with its next heartbeat, where unknown ones are."""
+        if self._refused.pop(proplet.meta.uid, None) is None and self._ids.get(proplet.meta.uid) == proplet.id:
             self._forget(proplet.id)
-        return [other for other in self._refused.values() if other.id == proplet.id]
+            self._promote(at)
+
+    def touched(self) -> set[str]:
+        """Take the ids, or `REFUSED` and the uids, of the records that may have to be written because of others."""
+        touched, self._touched = self._touched, set()
+        return touched
 
     def _forget(self, proplet_id: str) -> None:
         entry = self._entries.pop(proplet_id)
+        self._ids.pop(entry.proplet.meta.uid, None)
         self._fleet.hide(proplet_id)
         if entry.alive:
             fresh = self._entries[proplet_id] = self._unknown(proplet_id)
@@ -200,10 +223,6 @@ class Registry:
         entry = self._entries.get(proplet.id)
         holder = entry.proplet if entry is not None and entry.recorded else None
         return self._membership.refusal(proplet, holder)
-
-    def refused(self, proplet_id: str) -> list[Proplet]:
-        """Return the records that claim this id and are refused."""
-        return [proplet for proplet in self._refused.values() if proplet.id == proplet_id]
 
     def wanted_refusal(self, uid: str, at: Moment) -> Proplet | None:
         """Return a refused proplet with the status that says so; None: it says so already, or another manager's."""

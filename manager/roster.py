@@ -25,14 +25,13 @@ from proplet.manager.ports import (
     Store,
     StoreUnavailableError,
 )
-from proplet.manager.registry import Registry
+from proplet.manager.registry import REFUSED, Registry
 from proplet.manager.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
 WRITERS: Final = 8  # a whole fleet that comes back at once shares commits
-_REFUSED: Final = "/"  # before the uid of a record that is refused; no proplet's id has it
 
 
 class Roster:
@@ -123,15 +122,16 @@ class Roster:
             return
         if self._registry.learn(proplet, self._now()):
             self._on_news(proplet.id)
-        self._queue.add(proplet.id)
-        for other in self._registry.refused(proplet.id):
-            self._queue.add(_REFUSED + other.meta.uid)
+        self._look_at_others()
 
     def _forget(self, proplet: Proplet) -> None:
-        for other in self._registry.forget(proplet):
-            self._registry.learn(other, self._now())
-            self._queue.add(other.id)
+        self._registry.forget(proplet, self._now())
         self._on_news(proplet.id)
+        self._look_at_others()
+
+    def _look_at_others(self) -> None:
+        for key in self._registry.touched():
+            self._queue.add(key)
 
     async def _write(self) -> None:
         while True:
@@ -146,8 +146,8 @@ class Roster:
                 self._queue.done(proplet_id)
 
     async def _record(self, key: str) -> None:
-        if key.startswith(_REFUSED):
-            refused = self._registry.wanted_refusal(key.removeprefix(_REFUSED), self._now())
+        if key.startswith(REFUSED):
+            refused = self._registry.wanted_refusal(key.removeprefix(REFUSED), self._now())
             if refused is not None:
                 await self._save(refused, recorded=True)
             return

@@ -3,6 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from proplet.agent.wire import Alive, CpuMetrics, Discovery, MemoryMetrics, Metadata, PropletMetrics
 from proplet.manager.exchange import Moment, Policy
 from proplet.manager.membership import Membership
@@ -17,7 +20,7 @@ from proplet.manager.model import (
     Resources,
 )
 from proplet.manager.placement import Fleet
-from proplet.manager.registry import Registry
+from proplet.manager.registry import REFUSED, Registry
 from tests.manager.fakes import OURS
 from tests.manager.worlds import EPOCH
 
@@ -163,7 +166,7 @@ def test_who_was_not_declared_gets_no_record_and_no_tasks_until_it_is() -> None:
     proplet = cluster.add(declared("camera", connection={"clientId": "pi"}))
     assert (proplet.status.phase, proplet.status.extensions) == (PropletPhase.RUNNING, OURS.topics)
     assert cluster.fleet.peers["pi"].alive
-    assert cluster.registry.forget(proplet) == []
+    cluster.registry.forget(proplet, cluster.at)
     assert cluster.fleet.peers == {}
     assert cluster.registry.wanted("pi", cluster.at) is None
 
@@ -173,16 +176,14 @@ def test_of_two_with_one_client_id_the_elder_has_it_until_it_goes() -> None:
     young, old = (declared(name, at, connection={"clientId": "x"}) for name, at in (("young", 2.0), ("old", 1.0)))
     cluster.add(young)
     assert cluster.add(old).meta.name == "old"
-    assert [p.meta.name for p in cluster.registry.refused("x")] == ["young"]
+    assert REFUSED + young.meta.uid in cluster.registry.touched()
     told = cluster.registry.wanted_refusal(young.meta.uid, cluster.at)
     assert told is not None
     assert shown(told) == [("Ready", False, "DuplicateIdentity", "x is the client id of the Proplet default/old, too")]
     cluster.registry.learn(replace(told, meta=replace(told.meta, version=5)), cluster.at)
     assert cluster.registry.wanted_refusal(young.meta.uid, cluster.at) is None
     assert cluster.fleet.peers["x"].proplet.meta.name == "old"
-    for other in cluster.registry.forget(old):
-        cluster.registry.learn(other, cluster.at)
-    assert cluster.registry.refused("x") == []
+    cluster.registry.forget(old, cluster.at)
     assert cluster.fleet.peers["x"].proplet.meta.name == "young"
 
 
@@ -206,7 +207,6 @@ def test_a_proplet_that_moves_to_this_channel_is_taken() -> None:
     cluster.registry.learn(far, cluster.at)
     near = replace(far, spec=replace(far.spec, connection={"tenantId": "d", "channelId": "c", "entityId": "far"}))
     cluster.add(replace(near, meta=replace(near.meta, version=2)))
-    assert cluster.registry.refused("far") == []
     assert "far" in cluster.fleet.peers
     cluster.registry.learn(replace(far, meta=replace(far.meta, version=3)), cluster.at)
     assert cluster.fleet.peers == {}
@@ -227,3 +227,41 @@ def test_of_a_proplet_of_type_k8s_only_the_connection_is_said_here() -> None:
     status = replace(proplet.status, conditions=(proplet.status.conditions[0], proplet.status.conditions[1], healthy))
     cluster.registry.learn(replace(proplet, status=status, meta=replace(proplet.meta, version=9)), cluster.at)
     assert cluster.registry.wanted("pods", cluster.at) is None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "put", "put", "delete"]),
+            st.integers(0, 4),
+            st.sampled_from(["x", "y"]),
+            st.sampled_from(["c", "c", "elsewhere"]),
+        ),
+        max_size=30,
+    )
+)
+def test_every_client_id_is_its_eldest_claimants_whatever_is_declared_moved_and_deleted(
+    changes: list[tuple[str, int, str, str]],
+) -> None:
+    cluster, records = Cluster(), dict[int, Proplet]()
+    for version, (what, which, client, channel) in enumerate(changes):
+        if what == "delete":
+            if which in records:
+                cluster.registry.forget(records.pop(which), cluster.at)
+        else:
+            made = declared(f"p{which}", float(which), connection={"clientId": client, "channelId": channel})
+            records[which] = replace(made, meta=replace(made.meta, version=version + 1))
+            cluster.registry.learn(records[which], cluster.at)
+        touched = cluster.registry.touched()
+        for name in ("x", "y"):
+            claims = [p for p in records.values() if p.id == name and p.spec.connection["channelId"] == "c"]
+            eldest = min(claims, key=lambda p: p.meta.created_at, default=None)
+            known = cluster.registry.known(name)
+            assert (known[0] if known is not None and known[1] else None) == eldest
+            assert (name in cluster.fleet.peers) is (eldest is not None)
+        holders = {p.meta.uid for p in (cluster.registry.known("x"), cluster.registry.known("y")) if p for p in p[:1]}
+        for record in records.values():
+            refused = cluster.registry.wanted_refusal(record.meta.uid, cluster.at)
+            assert (refused is None) is (record.meta.uid in holders)
+            assert cluster.registry.has(record)
+        assert touched or what == "delete"

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from proplet.manager.job_plan import HELD, STOP
+from proplet.manager.job_plan import HELD, STOP, TASK_IDS
 from proplet.manager.model import (
     Aggregator,
     ExecutionMode,
@@ -452,6 +452,48 @@ async def test_an_idle_loop_writes_nothing() -> None:
         await MemoryStore.put(store, replace(task, meta=replace(task.meta, labels={"seen": "true"})))
         await until_idle(works)
         assert store.writes == before
+
+
+async def test_counts_are_recorded_now_and_then_and_the_end_at_once() -> None:
+    store = Store()
+    works = Works(store, collect_garbage=True, monotonic=lambda: 100.0)  # time stands still
+    names = [f"t{number}" for number in range(20)]
+    async with anyio.create_task_group() as group:
+        group.start_soon(works.run)
+        await store.create(job("j", *names))
+        for name in names:
+            await store.end(f"j-{name}")
+            await until_idle(works)
+        ended = await job_in(store, "j", WorkPhase.COMPLETED)
+        group.cancel_scope.cancel()
+    assert ended.status.completed_count == 20
+    assert store.writes.count("record j") == 2
+
+
+async def test_children_that_the_store_refuses_are_told_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proplet.manager.works.RETRY_S", 0.01)
+    store = Store()
+    store.fail = lambda what: StoreUnavailableError("a rule forbids it") if what == "create j-a" else None
+    async with driven(store), finishing(store):
+        await store.create(job("j", "a"))
+        blocked = await store.is_so(Kind.JOB, "j", lambda of: of.status.conditions)
+        assert [(c.type, c.reason, c.message) for c in blocked.status.conditions] == [
+            ("Blocked", "NotMade", "Its children cannot be made: a rule forbids it")
+        ]
+        store.fail = lambda _: None
+        ended = await job_in(store, "j", WorkPhase.COMPLETED)
+    assert "Blocked" not in [condition.type for condition in ended.status.conditions]
+
+
+async def test_a_promised_uid_that_is_taken_meanwhile_is_replaced() -> None:
+    store = Store()
+    uid = "11111111-1111-4111-8111-111111111111"
+    await store.create(Task(Meta("somebody", uid=uid), spec("a")))
+    async with driven(store):
+        await store.create(job("j", "a", annotations={TASK_IDS: f'{{"a": "{uid}"}}'}))
+        child = await task_of(store, "j-a")
+        await job_in(store, "j", WorkPhase.RUNNING)
+    assert child.meta.uid != uid
 
 
 async def test_what_a_person_is_told_is_told_after_it_is_recorded() -> None:
