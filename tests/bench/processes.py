@@ -30,6 +30,12 @@ def cpu_s(pid: int) -> float:
     return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
+def whole_cpu_s(pid: int) -> float:
+    """CPU time so far, also that of threads that have ended, which `cpu_s` forgets; to 10 ms."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def written(pid: int) -> int:
     """Bytes it has sent to a disk (pages made dirty, as the kernel accounts them)."""
     return next(

@@ -136,6 +136,10 @@ class ApiServer:
         answer: dict[str, Any] = json.loads(raw)
         return answer
 
+    def page(self, path: str) -> str:
+        """The text of what is no JSON, such as /metrics; as the administrator."""
+        return self._request("GET", path).decode()
+
     def watch(self, path: str, version: str, *, seconds: int = 10, **parameters: str) -> Iterator[dict[str, Any]]:
         """The events of `path` since the resource version `version`; the server ends the watch after `seconds`."""
         query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **parameters}
