@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from proplet.manager.job_plan import task_names
 from proplet.manager.jobs import ENDED
-from proplet.manager.model import WORKS, Key, Kind, PropellerJob, Resource, Task, TrainingRound
+from proplet.manager.model import WORKS, FederatedJob, Key, Kind, PropellerJob, Resource, Task, TrainingRound
 from proplet.manager.participation import name_of
 from proplet.manager.work import Related, Work
 
@@ -68,7 +68,7 @@ class Kinship:
         job = None
         if isinstance(work, TrainingRound):
             job = self._all.get((Kind.FEDERATED_JOB, Key(work.spec.federated_job.name, work.meta.namespace)))
-        return Related(tasks, rounds, cast("None", job))
+        return Related(tasks, rounds, cast("FederatedJob | None", job))
 
     # --- news ---------------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Kinship:
         if resource.kind in WORKS:
             self._works[resource.meta.uid] = place
             self._note_names(cast("Work", resource), cast("Work | None", before))
-        return self._affected(resource, place)
+        return [] if _is_the_same(before, resource) else self._affected(resource, place)
 
     def forget(self, resource: Resource) -> list[str]:
         """It was deleted; return the uids of the works to look at, its own included: its children are orphans."""
@@ -146,6 +146,17 @@ class Kinship:
             self._named[place].pop(uid, None)
             if not self._named[place]:
                 del self._named[place]
+
+
+def _is_the_same(before: Resource | None, after: Resource) -> bool:
+    """Whether nothing has changed about a Task that matters to works: they go by its phase."""
+    if not isinstance(before, Task) or not isinstance(after, Task):
+        return False
+    return (before.meta.uid, before.meta.owner, before.status.phase) == (
+        after.meta.uid,
+        after.meta.owner,
+        after.status.phase,
+    )
 
 
 def owner_of(resource: Resource) -> tuple[Kind, str] | None:

@@ -7,8 +7,9 @@ conflict or a store that is away lead to another look, which finds them. An idle
 """
 
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -18,10 +19,9 @@ import anyio
 from proplet.manager import federation, rounds
 from proplet.manager.conditions import settled
 from proplet.manager.jobs import decide_job
-from proplet.manager.kinship import Kinship, Place, owner_of
-from proplet.manager.model import Condition, Key, Kind, Resource
+from proplet.manager.kinship import Kinship
+from proplet.manager.model import Condition, Kind, Resource
 from proplet.manager.ports import (
-    AlreadyExistsError,
     Change,
     ChangeType,
     Clock,
@@ -29,13 +29,12 @@ from proplet.manager.ports import (
     EventSink,
     GoneError,
     NotFoundError,
-    NotRunningError,
     Store,
     StoreError,
     StoreUnavailableError,
 )
-from proplet.manager.runs import ask_stop
 from proplet.manager.work import Related, Told, Work, WorkDecision
+from proplet.manager.work_writes import WorkWrites
 from proplet.manager.workqueue import Timers, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -46,10 +45,12 @@ WATCHED: Final = (Kind.TASK, Kind.ROUND, Kind.FEDERATED_JOB, Kind.JOB)  # childr
 WORKERS: Final = 8
 RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0
-_AT_ONCE: Final = 64  # writes, which share commits
+PROGRESS_S: Final = 0.5  # a status in which only counts have changed is recorded no more often
 _SOONEST_S: Final = 0.02
 _LATEST_S: Final = 300.0  # a clock that was set must not make anybody wait for ever
 _BLOCKED: Final = "Blocked"
+_NAMED: Final = 5
+_FAILURES_TOLD: Final = 2
 
 
 DECISIONS: Final[Mapping[Kind, Decide]] = {
@@ -84,6 +85,8 @@ class Works:
         self._timers = Timers()
         self._poke = anyio.Event()
         self._failures: dict[str, int] = {}
+        self._recorded: dict[str, float] = {}  # when, by the monotonic clock
+        self._writes = WorkWrites(store, clock, self._learn)
 
     @property
     def idle(self) -> bool:
@@ -142,10 +145,13 @@ class Works:
         deleted = change.type is ChangeType.DELETED
         self._look_soon(self._kin.forget(change.resource) if deleted else self._kin.learn(change.resource))
 
-    def _learn(self, resource: Resource) -> None:
-        """Take over what a write returned, before the watch tells; where it has told already, later things may hold."""
+    def _learn(self, resource: Resource, maker: str) -> None:
+        """Take over what a write returned, before the watch tells; where it has told already, later things may hold.
+
+        `maker` is the uid of the work that needs no look for it.
+        """
         if resource.meta.version > self._versions[resource.kind]:
-            self._look_soon(self._kin.learn(resource))
+            self._look_soon([uid for uid in self._kin.learn(resource) if uid != maker])
 
     def _look_soon(self, uids: Sequence[str]) -> None:
         for uid in uids:
@@ -196,8 +202,9 @@ class Works:
         while True:
             work = self._kin.work(uid)
             if work is None:
+                self._recorded.pop(uid, None)
                 if self._collect_garbage:
-                    await self._bury(uid)
+                    await self._writes.bury(uid, self._kin.children(uid))
                 return
             decide = self._decisions.get(work.kind)
             if decide is None or work.meta.deleted_at:
@@ -216,56 +223,53 @@ class Works:
                 return  # it was deleted; the watch tells
 
     async def _carry_out(self, work: Work, decision: WorkDecision, now: float) -> None:
-        strangers = await self._create(work, decision.create)
+        uid = work.meta.uid
+        try:
+            strangers = await self._writes.create(work, decision.create)
+        except StoreError as error:
+            await self._refused(work, error, now)
+            raise
         if self._kin.name(work, strangers):
-            self._queue.add(work.meta.uid)  # decided again, now that it is known whose they are
+            self._queue.add(uid)  # decided again, now that it is known whose they are
             return
-        await _each(decision.delete, self._delete_task)
-        await _each(decision.stop, self._stop_task)
-        wanted = _blocked(work, decision.work, strangers, now)
+        await self._writes.delete(decision.delete)
+        await self._writes.stop(decision.stop)
+        names = ", ".join(sorted(f"{kind.value} {key.name}" for kind, key in strangers)[:_NAMED])
+        text = f"Not of this {work.kind.value}, but of the name of its child: {names}; delete it" if names else ""
+        wanted = _blocked(work, decision.work, "NameTaken", text, now)
         recorded: Resource = work
         if wanted.status != work.status:
-            recorded = await self._store.record(wanted)
-            self._look_soon([uid for uid in self._kin.learn(recorded) if uid != work.meta.uid])
-            if cast("Work", recorded).status.phase is not work.status.phase:
-                self._queue.add(work.meta.uid)  # what follows from the new phase
+            wait = self._patience(work, wanted, decision)
+            if wait > 0:
+                self._wake(uid, wait)
+                return
+            recorded = await self._record(work, wanted)
         for each in decision.told:
             self._tell(recorded, each)
         if decision.wake_at:
-            self._wake(work.meta.uid, decision.wake_at - self._clock())
+            self._wake(uid, decision.wake_at - self._clock())
 
-    async def _create(self, work: Work, wanted: Sequence[Resource]) -> list[Place]:
-        """Make children, in order; return the places where there is something of somebody else's."""
-        strangers: list[Place] = []
+    async def _record(self, work: Work, wanted: Work) -> Resource:
+        uid = work.meta.uid
+        recorded = await self._store.record(wanted)
+        self._recorded[uid] = self._monotonic()
+        self._look_soon([other for other in self._kin.learn(recorded) if other != uid])
+        if cast("Work", recorded).status.phase is not work.status.phase:
+            self._queue.add(uid)  # what follows from the new phase
+        return recorded
 
-        async def create(child: Resource) -> None:
-            mine = work.meta.uid
-            try:
-                made = await self._store.create(child)
-            except AlreadyExistsError:
-                made, mine = await self._existing(child), ""  # it may be further than what was decided over
-            owner = made.meta.owner
-            if owner is None or owner.uid != work.meta.uid:
-                strangers.append((child.kind, child.meta.key))
-            if made.meta.version > self._versions[made.kind]:
-                self._look_soon([uid for uid in self._kin.learn(made) if uid != mine])
+    def _patience(self, work: Work, wanted: Work, decision: WorkDecision) -> float:
+        """Seconds until a status may be recorded in which only counts have changed: flash wears, API servers tire."""
+        if wanted.status.phase is not work.status.phase or decision.told or decision.create:
+            return 0.0
+        return self._recorded.get(work.meta.uid, -math.inf) + PROGRESS_S - self._monotonic()
 
-        await _each(wanted, create)
-        return strangers
-
-    async def _existing(self, child: Resource) -> Resource:
-        try:
-            return await self._store.get(child.kind, child.meta.key)
-        except NotFoundError:
-            raise StoreUnavailableError(f"{child.kind.value} {child.meta.key} was there and is not any more") from None
-
-    async def _delete_task(self, key: Key) -> None:
-        with suppress(NotFoundError):
-            await self._store.delete(Kind.TASK, key)
-
-    async def _stop_task(self, key: Key) -> None:
-        with suppress(NotFoundError, NotRunningError):  # it is over
-            await ask_stop(self._store, (await self._store.get(Kind.TASK, key)).meta.uid, self._clock())
+    async def _refused(self, work: Work, error: StoreError, now: float) -> None:
+        """Say in the status why children cannot be made, where that has been so for a while."""
+        if self._failures.get(work.meta.uid, 0) >= _FAILURES_TOLD:
+            with suppress(StoreError):
+                wanted = _blocked(work, work, "NotMade", f"Its children cannot be made: {error}", now)
+                self._kin.learn(await self._store.record(wanted))
 
     def _tell(self, work: Resource, told: Told) -> None:
         level = logging.WARNING if told.warning else logging.INFO
@@ -273,56 +277,12 @@ class Works:
         if self._events is not None:
             self._events.emit(work, told.reason, told.message, warning=told.warning)
 
-    # --- garbage ------------------------------------------------------------------------------------------------------
 
-    async def _bury(self, uid: str) -> None:
-        """Delete what a work made that is no longer there, where no API server does it."""
-        orphans = self._kin.children(uid)
-        owner = owner_of(orphans[0]) if orphans else None
-        if owner is None:
-            return
-        try:
-            await self._store.find(owner[0], uid)
-            return  # it is there, the watch is behind
-        except NotFoundError:
-            pass
-
-        async def delete(child: Resource) -> None:
-            try:
-                found = await self._store.get(child.kind, child.meta.key)
-                if owner_of(found) == owner:
-                    await self._store.delete(child.kind, child.meta.key, found.meta.version)
-            except NotFoundError:
-                pass
-
-        await _each(orphans, delete)
-
-
-async def _each(items: Sequence[Any], do: Callable[[Any], Awaitable[None]]) -> None:
-    """Do it to each, some at once, begun in order. Raises the first StoreError, when the others are done."""
-    problems: list[StoreError] = []
-
-    async def attempt(item: Any) -> None:
-        try:
-            await do(item)
-        except StoreError as error:
-            problems.append(error)
-
-    for at in range(0, len(items), _AT_ONCE):
-        async with anyio.create_task_group() as group:
-            for item in items[at : at + _AT_ONCE]:
-                group.start_soon(attempt, item)
-        if problems:
-            raise problems[0]
-
-
-def _blocked(before: Work, work: Work, strangers: Sequence[Place], now: float) -> Work:
-    """The work with the condition that names are taken which its children need, or without it."""
+def _blocked(before: Work, work: Work, reason: str, text: str, now: float) -> Work:
+    """The work with the condition that its children cannot be made and why; "": without it."""
     conditions = tuple(condition for condition in work.status.conditions if condition.type != _BLOCKED)
-    if strangers:
-        names = ", ".join(sorted(f"{kind.value} {key.name}" for kind, key in strangers)[:5])
-        text = f"Not of this {work.kind.value}, but of the name of its child: {names}; delete it"
-        condition = Condition(_BLOCKED, status=True, reason="NameTaken", message=text)
+    if text:
+        condition = Condition(_BLOCKED, status=True, reason=reason, message=text)
         conditions += settled([condition], before.status.conditions, now)
     if conditions == work.status.conditions:
         return work
