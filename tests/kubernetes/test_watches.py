@@ -203,6 +203,8 @@ async def test_a_process_that_watches_ends_when_it_is_asked_to(server: ApiServer
             finally:
                 if last_word:
                     server.resume()
+                if child.returncode is None:
+                    child.kill()
 
 
 async def test_a_write_is_seen_by_reads_that_follow_it_at_once(server: ApiServer) -> None:

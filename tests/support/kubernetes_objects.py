@@ -43,8 +43,6 @@ def install(server: ApiServer, *kinds: Kind, group: str = GROUPS[0]) -> None:
     definitions = [loose_definition(kind, group) for kind in kinds or tuple(Kind)]
     server.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-",
                    input="\n---\n".join(json.dumps(d) for d in definitions))  # fmt: skip
-    names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
-    server.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
     for kind in kinds or tuple(Kind):
         await_served(server, collection_of(kind, group).path())
 
@@ -52,7 +50,7 @@ def install(server: ApiServer, *kinds: Kind, group: str = GROUPS[0]) -> None:
 def await_served(server: ApiServer, path: str) -> None:
     """Wait until objects can be listed: after a definition, or a start, their storage is being made for a moment."""
     pause = threading.Event()
-    for _ in range(200):
+    for _ in range(1200):
         try:
             server.call("GET", path)
             return
