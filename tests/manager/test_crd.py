@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proplet.manager import crd, crd_bounds, crd_rules, manifest, quantity, schedule
+from proplet.manager import crd, crd_bounds, crd_rules, crd_rules_task, manifest, quantity, schedule
 from proplet.manager.manifest import GROUPS
 from proplet.manager.model import Kind, TaskSpec
 from proplet.manager.rules_task import EDITABLE
@@ -141,7 +141,7 @@ crons = st.tuples(
 @given(zones, crons)
 def test_no_schedule_is_refused_by_the_api_server_that_we_understand(zone: str, fields: str) -> None:
     if schedule.bad_fields(zone + fields) in (None, schedule.NEVER):
-        assert re.search(crd_rules.CRON, zone + fields)
+        assert re.search(crd_rules_task.CRON, zone + fields)
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_no_schedule_is_refused_by_the_api_server_that_we_understand(zone: str, 
 )  # fmt: skip
 def test_what_is_no_schedule_is_refused_by_both(text: str) -> None:
     assert schedule.bad_fields(text) == schedule.NO_CRON
-    assert not re.search(crd_rules.CRON, text)
+    assert not re.search(crd_rules_task.CRON, text)
