@@ -211,23 +211,29 @@ def test_a_leader_that_cannot_renew_its_lease_leaves_the_broker_to_the_next(
 def test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_repeats_nothing(
     space: Workspace, launch: Launch, broker: MosquittoServer
 ) -> None:
-    manager = launch()
+    manager, device = launch(), Holding("proplet-1", TOPICS)
     manager.kill()
-    device = Device("proplet-1", TOPICS, delay=lambda: 0.1)  # long enough to be recorded as running
-    died = 0
-    with plugged(device, broker.link_settings("proplet-1")):
+
+    def phase(name: str) -> str:
+        return str(space.status("tasks", name).get("phase"))
+
+    with plugged(device, broker.link_settings("proplet-1")) as portal:
         space.apply(proplet_manifest("p", "proplet-1", broker.address))
         for step in range(1, 9):  # before and after: recorded as dispatched, sent, recorded as running, as completed
-            name = f"step-{step}"
+            name, device.holding = f"step-{step}", True
             manager.program = ["tests.kubernetes.dying_manager", str(step)]
             manager.start()
             space.apply(task_manifest(name))
+            eventually(lambda name=name: not manager.alive or phase(name) == "running")
+            if manager.alive:
+                portal.call(device.finish)
             manager.until_dead()
-            died += 1
             manager.program = ["proplet.agent", "manager"]
             manager.start()
+            eventually(lambda name=name: phase(name) in ("running", "completed"))
+            portal.call(device.finish)
             status = space.until("tasks", name, "completed")
             assert (status["results"], status["attempts"]) == ("42", 1), (step, status)
             manager.kill()
-    assert died == 8
     assert one_run_each(device)
+    assert len(device.runs) == 8
