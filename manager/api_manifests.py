@@ -1,8 +1,8 @@
 """Our own routes: resources as manifests, applied, read, deleted, started and stopped by kind, namespace and name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -29,7 +29,7 @@ from proplet.manager.api_routes import Context, Operation
 from proplet.manager.manifest import ManifestError, parse_documents, to_manifest
 from proplet.manager.model import Key, Kind, Meta, PropellerJob, Proplet, Resource, Task
 from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, Store, StoreError
-from proplet.manager.runs import have_job_end, let_job_go
+from proplet.manager.runs import have_job_end, let_job_go, merged
 
 _ATTEMPTS: Final = 8
 _YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml")
@@ -224,22 +224,14 @@ async def _try_to_apply(store: Store, wanted: Resource, *, dry: bool) -> _Applie
         current = await store.get(wanted.kind, wanted.meta.key)
     except NotFoundError:
         return _Applied(wanted if dry else await store.create(wanted), "created")
-    merged = _merged(current, wanted)
-    if (merged.spec, merged.meta) == (current.spec, current.meta):
+    changed = merged(current, wanted)
+    if (changed.spec, changed.meta) == (current.spec, current.meta):
         return _Applied(current, "unchanged")
-    if frozen := rules.frozen(current, merged):
+    if frozen := rules.frozen(current, changed):
         begun = "been dispatched" if isinstance(current, Task) else "started"
         what = f"{current.kind.value} {current.meta.key} has {begun}: {', '.join(frozen)} cannot change any more"
         raise ProblemError(409, "frozen", f"{what}; delete it and apply it again, or give the new one another name")
-    return _Applied(merged if dry else await store.put(merged), "configured")
-
-
-def _merged(current: Resource, wanted: Resource) -> Resource:
-    """The current resource with the manifest's spec, labels and annotations; the version stays: a race shows."""
-    meta = replace(current.meta, labels=wanted.meta.labels, annotations=wanted.meta.annotations)
-    assert type(current) is type(wanted)
-    merged: Resource = replace(cast("Any", current), meta=meta, spec=wanted.spec)
-    return merged
+    return _Applied(changed if dry else await store.put(changed), "configured")
 
 
 _ONE = "/api/v1/{kind}/{namespace}/{name}"

@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from proplet.manager import outcome
-from proplet.manager.job_plan import HELD, STOP
+from proplet.manager.job_plan import HELD, STOP, TASK_IDS
 from proplet.manager.jobs import ENDED
-from proplet.manager.model import Kind, PropellerJob, Task
+from proplet.manager.model import Kind, PropellerJob, Resource, Task
 from proplet.manager.phases import TERMINAL
 from proplet.manager.ports import ConflictError, NotRunningError, Store
+
+
+def merged(current: Resource, wanted: Resource) -> Resource:
+    """Return a resource with a manifest's spec, labels and annotations, at its own version: so that a race shows.
+
+    That somebody stopped a job is no manifest's to take back.
+    """
+    kept = {name: text for name, text in current.meta.annotations.items() if name in (STOP, TASK_IDS)}
+    meta = replace(current.meta, labels=wanted.meta.labels, annotations={**kept, **wanted.meta.annotations})
+    result: Resource = replace(cast("Any", current), meta=meta, spec=wanted.spec)
+    return result
 
 
 async def ask_start(store: Store, uid: str) -> Task:

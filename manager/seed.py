@@ -1,20 +1,20 @@
 """Manifests in a directory, applied when the manager starts: what a device is to do without anybody asking.
 
 Applying the same again changes nothing, so a Task that has run is not run again. A file that cannot be read, or a Task
-that can no longer be changed, is said in the log; the others are applied all the same.
+or job that can no longer be changed, is said in the log; the others are applied all the same.
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import anyio.to_thread
 
 from proplet.manager import rules
 from proplet.manager.manifest import ManifestError, parse_documents
-from proplet.manager.model import Resource, Task
+from proplet.manager.model import Resource
 from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, Store
+from proplet.manager.runs import merged
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +55,14 @@ async def _apply(store: Store, wanted: Resource, path: Path) -> bool:
     while True:
         try:
             current = await store.get(wanted.kind, wanted.meta.key)
-            meta = replace(current.meta, labels=wanted.meta.labels, annotations=wanted.meta.annotations)
-            merged = replace(current, meta=meta, spec=wanted.spec)  # type: ignore[arg-type]
-            if merged == current:
+            changed = merged(current, wanted)
+            if changed == current:
                 return False
-            if isinstance(current, Task) and (frozen := rules.frozen_changes(current, cast("Task", merged))):
-                what = f"{', '.join(frozen)} of a task that was dispatched cannot change"
-                log.error("%s: Task %s: %s; give the new one another name", path, current.meta.key, what)
+            if frozen := rules.frozen(current, changed):
+                what = f"{wanted.kind.value} {current.meta.key} has started: {', '.join(frozen)} cannot change any more"
+                log.error("%s: %s; give the new one another name", path, what)
                 return False
-            await store.put(merged)
+            await store.put(changed)
         except NotFoundError:
             try:
                 await store.create(wanted)
