@@ -92,6 +92,7 @@ class Pods:
         self._applied: dict[Key, tuple[int, str]] = {}  # the generation and what was asked for
         self._told: set[tuple[str, str]] = set()  # events, by the Proplet's uid and reason
         self._waiting: set[str] = set()
+        self._early: set[str] = set()  # Proplets that were looked at before the Deployments were listed
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -132,6 +133,7 @@ class Pods:
         return (document for key, document in self._found.items() if key.namespace == namespace)
 
     async def _watch_deployments(self, namespace: str | None) -> None:
+        told = ""
         while True:
             try:
                 version = await to_thread.run_sync(
@@ -142,7 +144,9 @@ class Pods:
             except GoneError:
                 continue
             except StoreError as error:
-                log.warning("Deployments cannot be watched, trying again: %s", error)
+                if told != str(error):  # not every two seconds, where the manager may not see Deployments at all
+                    told = str(error)
+                    log.warning("Deployments cannot be watched, trying again: %s", error)
                 await anyio.sleep(RETRY_S)
 
     def _list(self, namespace: str | None) -> str:
@@ -178,11 +182,15 @@ class Pods:
                     from_thread.run_sync(self._take, document, event.get("type") == "DELETED")
 
     def _take_all(self, namespace: str | None, items: Sequence[Document]) -> None:
-        for key in [key for key in self._found if namespace in (None, key.namespace)]:
-            del self._found[key]
+        before = [document for key, document in self._found.items() if namespace in (None, key.namespace)]
+        for document in before:  # one that is listed again is only looked at once more
+            self._take(document, gone=True)
         for document in items:
             self._take(document, gone=False)
         self._listed.add(namespace)
+        for name in self._early:
+            self._queue.add(name)
+        self._early.clear()
 
     def _take(self, document: Document, gone: bool) -> None:
         key = _key(document)
@@ -223,7 +231,8 @@ class Pods:
 
     async def _look_at(self, key: Key) -> None:
         if not self._listed.issuperset(self._namespaces):
-            return  # the list adds it
+            self._early.add(_name(key))
+            return
         try:
             proplet = cast("Proplet", await self._store.get(Kind.PROPLET, key))
         except NotFoundError:

@@ -142,6 +142,14 @@ def test_a_deployment_that_somebody_changes_or_deletes_is_put_right(
     eventually(lambda: space.condition("proplets", "farm", "Ready")["reason"] == "DeploymentScaledToZero")
     space.kubectl("delete", "proplet", "farm")
     cluster.until()
+    manager.kill()
+    space.apply(pod_proplet(space, broker))
+    manager.start()  # finds a Proplet without its Deployment
+    cluster.until("farm-proplet")
+    manager.kill()
+    space.server.call("DELETE", f"{cluster.path}/farm-proplet")
+    manager.start()
+    cluster.until("farm-proplet")
 
 
 def test_every_replica_has_an_identity_of_its_own(
