@@ -5,22 +5,20 @@ and those before it, made durable in a thread, then made visible. Reads come fro
 resources (`store_retention` bounds them), module bytes once per digest.
 """
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from proplet.manager.model import Key, Kind, Resource, Task
+from proplet.manager.model import Key, Kind, Resource
 from proplet.manager.ports import Change, Clock, Listing, StoreError, StoreUnavailableError
 from proplet.manager.store_log import ChangeLog
-from proplet.manager.store_sqlite_file import StoreFile
+from proplet.manager.store_sqlite_file import StoreFile, with_shared_modules
 from proplet.manager.store_table import Create, Delete, Draft, Operation, Put, Record, Table, Write
 
 HISTORY: Final = 4096
@@ -66,11 +64,11 @@ class SqliteStore:
 
     async def create(self, resource: Resource) -> Resource:
         """Add a resource. Raises AlreadyExistsError, StoreUnavailableError."""
-        return await self._write(Create(self._shared(resource)))
+        return await self._write(Create(with_shared_modules(resource, self._file.modules)))
 
     async def put(self, resource: Resource) -> Resource:
         """Write meta and spec. Raises ConflictError, NotFoundError, StoreUnavailableError."""
-        return await self._write(Put(self._shared(resource)))
+        return await self._write(Put(with_shared_modules(resource, self._file.modules)))
 
     async def record(self, resource: Resource) -> Resource:
         """Write the status. Raises ConflictError, NotFoundError, StoreUnavailableError."""
@@ -83,13 +81,6 @@ class SqliteStore:
     def watch(self, kind: Kind, since: int) -> AsyncIterator[Change]:
         """Yield every change of a kind after version `since`. Raises GoneError."""
         return self._logs[kind].follow(since, lambda: self._table.revision)
-
-    def _shared(self, resource: Resource) -> Resource:
-        """The resource with the module bytes that are in memory already, where they are the same."""
-        if not isinstance(resource, Task) or not resource.spec.file:
-            return resource
-        known = self._file.modules.get(hashlib.sha256(resource.spec.file).digest())
-        return resource if known is None else replace(resource, spec=replace(resource.spec, file=known))
 
     async def _write(self, operation: Operation) -> Resource:
         if self._closed:

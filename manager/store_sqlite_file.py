@@ -9,14 +9,14 @@ import hashlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from proplet.manager import store_codec
-from proplet.manager.model import RESOURCES, Kind, Meta, Resource, Task
+from proplet.manager.model import RESOURCES, Kind, Meta, PropellerJob, Resource, Task, TaskSpec
 from proplet.manager.ports import ChangeType, StoreError, StoreUnavailableError
 from proplet.manager.store_table import Place, Record, Table, Write
 
@@ -78,6 +78,27 @@ class _Step:
         """The row no longer uses its module."""
         if row.file is not None:
             self.uses[row.file] -= 1
+
+
+def with_shared_modules(resource: Resource, modules: Mapping[bytes, bytes]) -> Resource:
+    """Return a Task or a job with the module bytes of `modules` (by digest) where they are the same, in memory once."""
+    seen: dict[bytes, bytes] = {}
+
+    def shared(spec: TaskSpec) -> TaskSpec:
+        if not spec.file:
+            return spec
+        digest = hashlib.sha256(spec.file).digest()
+        known = modules.get(digest) or seen.setdefault(digest, spec.file)
+        return spec if known is spec.file else replace(spec, file=known)
+
+    if isinstance(resource, Task):
+        spec = shared(resource.spec)
+        return resource if spec is resource.spec else replace(resource, spec=spec)
+    if isinstance(resource, PropellerJob):
+        tasks = tuple(map(shared, resource.spec.tasks))
+        if any(new is not old for new, old in zip(tasks, resource.spec.tasks, strict=True)):
+            return replace(resource, spec=replace(resource.spec, tasks=tasks))
+    return resource
 
 
 class StoreFile:
@@ -178,7 +199,8 @@ class StoreFile:
         )
         state = store_codec.load(store_codec.STATUSES[kind], status)
         given = {"file": b"" if file is None else self.modules[file]} if kind is Kind.TASK else {}
-        return RESOURCES[kind](meta, store_codec.load(store_codec.SPECS[kind], spec_text, **given), state)
+        resource = RESOURCES[kind](meta, store_codec.load(store_codec.SPECS[kind], spec_text, **given), state)
+        return resource if kind is Kind.TASK else with_shared_modules(resource, self.modules)
 
     def commit(self, writes: Sequence[Write]) -> None:
         """Make changes durable, all or none.

@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 from anyio.streams.text import TextReceiveStream
 
-from proplet.manager.model import Key, Kind, Task, TaskStatus
+from proplet.manager.model import JobSpec, Key, Kind, Meta, PropellerJob, Task, TaskSpec, TaskStatus
 from proplet.manager.phases import Phase
 from proplet.manager.ports import GoneError, Store, StoreError, StoreUnavailableError
 from proplet.manager.store_sqlite import SqliteStore, open_sqlite_store
@@ -109,6 +109,22 @@ async def test_the_same_module_is_kept_once_and_goes_with_its_last_task(tmp_path
     async with open_sqlite_store(path) as store:
         reread = await store.get(Kind.TASK, Key("again"))
         assert reread == again
+
+
+async def test_a_jobs_modules_are_in_memory_once_with_those_of_its_tasks_after_a_restart_too(tmp_path: Path) -> None:
+    specs = tuple(TaskSpec(name, file=bytes([0, 97, 115, 109]) + b"x" * 1000) for name in "ab")
+    path = tmp_path / "store.db"
+    async with open_sqlite_store(path) as store:
+        made = await store.create(PropellerJob(Meta("j"), JobSpec("j", tasks=specs)))
+        await store.create(task("j-a", file=bytes(bytearray(specs[0].file))))
+        assert isinstance(made, PropellerJob)
+        assert made.spec.tasks[0].file is made.spec.tasks[1].file
+    async with open_sqlite_store(path) as store:
+        job, child = await store.get(Kind.JOB, Key("j")), await store.get(Kind.TASK, Key("j-a"))
+        assert isinstance(job, PropellerJob)
+        assert isinstance(child, Task)
+        assert job.spec == made.spec
+        assert all(spec.file is child.spec.file for spec in job.spec.tasks)
 
 
 async def test_a_status_write_does_not_write_the_module_again(tmp_path: Path) -> None:
