@@ -1,8 +1,7 @@
 """The store over a Kubernetes API keeps the contract, and what else it says of itself."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,10 @@ from proplet.manager.phases import Phase
 from proplet.manager.ports import ConflictError, NotFoundError, Store, StoreUnavailableError
 from proplet.manager.store_kubernetes import KubernetesStore, open_kubernetes_store
 from proplet.manager.store_kubernetes_document import collection_of
-from tests.manager_store.contract import FULL_TASK, OpenStore, StoreContract, collect, task
+from tests.kubernetes.contract import OverKubernetes, opened
+from tests.manager_store.contract import FULL_TASK, collect, task
 from tests.support.kubernetes import MERGE_PATCH, ApiServer
-from tests.support.kubernetes_objects import empty, ensure_namespace, install, recovered, uninstall
+from tests.support.kubernetes_objects import ensure_namespace, install, recovered, uninstall
 
 pytestmark = pytest.mark.anyio
 
@@ -33,17 +33,6 @@ def cluster(api_server: ApiServer) -> ApiServer:
     return api_server
 
 
-@asynccontextmanager
-async def opened(server: ApiServer, **options: Any) -> AsyncIterator[KubernetesStore]:
-    """A store of the administrator, up to date."""
-    async with (
-        open_api(Access(options.pop("kubeconfig", server.kubeconfig))) as api,
-        open_kubernetes_store(api, **options) as store,
-    ):
-        await store.ready()
-        yield store
-
-
 def in_namespace(namespace: str, name: str = "addition") -> Task:
     return Task(Meta(name, namespace), task().spec)
 
@@ -53,24 +42,8 @@ def patch(server: ApiServer, namespace: str, change: dict[str, Any], part: str =
     return server.call("PATCH", TASKS.path(namespace, "addition", part), change, content_type=MERGE_PATCH)
 
 
-class TestKubernetesStore(StoreContract):
-    @pytest.fixture
-    def open_store(self, cluster: ApiServer) -> OpenStore:
-        empty(cluster)
-
-        @asynccontextmanager
-        async def open_it(history: int = 1000) -> AsyncIterator[Store]:
-            async with opened(cluster, history=history) as store:
-                yield store
-
-        return open_it
-
-    async def test_a_given_uid_is_kept(self, open_store: OpenStore) -> None:
-        """It is not, here: the API server gives them."""
-        async with open_store() as store:
-            made = await store.create(Task(Meta("a", uid="mine"), task().spec))
-            assert len(made.meta.uid) == 36
-            assert await store.find(Kind.TASK, made.meta.uid) == made
+class TestKubernetesStore(OverKubernetes):
+    """On definitions that let anything pass."""
 
 
 async def test_what_is_read_is_what_kubectl_applied(cluster: ApiServer, namespace: str) -> None:
@@ -170,6 +143,7 @@ async def test_without_definitions_it_says_how_to_get_them_and_goes_on_when_they
     api_server: ApiServer,
 ) -> None:
     group = GROUPS[1]
+    uninstall(api_server, Kind.TASK, group=group)
     try:
         async with (
             open_api(Access(api_server.kubeconfig)) as api,

@@ -107,7 +107,7 @@ FULL_PROPLET = Proplet(
         device_type="pi",
         capabilities=("gpu",),
         resources=Resources(4.0, 2**32, {"npu": "1"}),
-        connection={"clientId": "pi-1", "mqttQos": 1},
+        connection={"domainId": "d", "channelId": "c", "clientId": "pi-1", "clientKey": "k", "mqttQos": 1},
         declared=False,
     ),
     PropletStatus(
@@ -251,7 +251,7 @@ class StoreContract:
         async with open_store() as store:
             made = await store.create(task())
             running = await store.record(replace(made, status=TaskStatus(Phase.RUNNING)))
-            spec = replace(made.spec, inputs=("1", "2"))
+            spec = replace(made.spec, priority=1)
             new = await store.put(
                 replace(running, meta=replace(running.meta, labels={"a": "b"}), spec=spec, status=TaskStatus())
             )
