@@ -1,5 +1,7 @@
 """``proplet manager`` when something dies: nothing is lost, nothing runs twice at a time, and it never gives up."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -237,3 +239,29 @@ def test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_
             manager.kill()
     assert one_run_each(device)
     assert len(device.runs) == 8
+
+
+@pytest.mark.slow
+def test_a_leader_that_was_frozen_finds_out_and_leaves_the_broker_to_the_next(
+    space: Workspace, launch: Launch, broker: MosquittoServer
+) -> None:
+    first = launch("first", "--leader-elect")
+    eventually(lambda: first.metric("proplet_mqtt_connected") == 1, "it leads")
+    second = launch("second", "--leader-elect")
+    device = Holding("proplet-1", TOPICS)
+    with plugged(device, broker.link_settings("proplet-1")) as portal:
+        space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("add"))
+        space.until("tasks", "add", "running")
+        os.kill(first.pid, signal.SIGSTOP)
+        try:
+            eventually(lambda: second.metric("proplet_mqtt_connected") == 1, "the other leads")
+            space.apply(task_manifest("meanwhile"))
+            space.until("tasks", "meanwhile", "running")
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
+        eventually(lambda: first.metric("proplet_leader") == 0, "it is no leader any more")
+        portal.call(device.finish)
+        for name in ("add", "meanwhile"):
+            assert space.until("tasks", name, "completed")["results"] == "42"
+        assert second.metric("proplet_leader") == 1
+        assert one_run_each(device)
