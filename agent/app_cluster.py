@@ -43,7 +43,7 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
         certificate = (str(table.metrics_cert_file), str(table.metrics_key_file))
     lease = None
     if table.leader_elect:
-        lease = lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity)
+        lease = lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity, table.namespaces)
     return ClusterSettings(
         mqtt=mqtt,
         topics=parts.topics_of(settings),

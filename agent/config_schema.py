@@ -229,7 +229,7 @@ class KubernetesTable:
     group: str = "propeller.propeller.abstractmachines.fr"
     leader_elect: bool = False  # of several managers only the one that holds the Lease works
     lease_name: str | None = None  # the reference operator's for the group, so that it and this never both work
-    lease_namespace: str | None = None  # the pod's own, else "default"
+    lease_namespace: str | None = None  # the pod's own, else the first of `namespaces`, else "default"
     identity: str | None = None  # in the Lease; the host's name and a random part
     register: bool = False  # make resources of proplets that announce themselves
     last_seen_interval_s: float = setting(30.0, least=1)  # how often a proplet's lastSeen is written

@@ -10,7 +10,7 @@ One that cannot be recorded would keep the heartbeats behind it from us, and pro
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -80,10 +80,16 @@ class ClusterSettings:
     metrics_certificate: tuple[str, str] | None = None
 
 
-def lease_terms(group: str, name: str | None, namespace: str | None, identity: str | None) -> LeaseTerms:
-    """Return the terms of the Lease; its name is the reference operator's, so that it and this never both work."""
+def lease_terms(
+    group: str, name: str | None, namespace: str | None, identity: str | None, namespaces: Sequence[str] = ()
+) -> LeaseTerms:
+    """Return the terms of the Lease; its name is the reference operator's, so that it and this never both work.
+
+    Where nothing is said it is in the pod's namespace, or, outside of a cluster, in the first that is managed.
+    """
     terms = LeaseTerms(
-        name=name or f"fa27fa49.{group.removeprefix('propeller.')}", namespace=namespace or pod_namespace() or "default"
+        name=name or f"fa27fa49.{group.removeprefix('propeller.')}",
+        namespace=namespace or pod_namespace() or next(iter(namespaces), "default"),
     )
     return replace(terms, identity=identity) if identity else terms
 

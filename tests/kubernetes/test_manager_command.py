@@ -16,6 +16,7 @@ from tests.manager.device import Device
 from tests.mqtt.certificates import make_certificates
 from tests.support.kubernetes import ApiServer
 from tests.support.kubernetes_manager import (
+    CRDS,
     GROUP,
     TOPICS,
     Holding,
@@ -218,6 +219,32 @@ def test_the_broker_is_reached_over_tls_and_metrics_are_served_so(space: Workspa
             assert "shows the secret" not in manager.log
     finally:
         server.kill()
+
+
+def test_after_that_the_definitions_can_be_deleted(private_api_server: ApiServer) -> None:
+    install_crds(private_api_server)
+    private_api_server.kubectl("delete", "crd", f"trainingrounds.{GROUP}")  # not all of them need be there
+    space = Workspace(private_api_server, "default")
+    task = task_manifest("left")
+    ours, theirs = f"{GROUP}/stop", "propeller.propeller.absmach.eu/task-finalizer"
+    task["metadata"]["finalizers"] = [ours, theirs, "example.org/somebody-else"]
+    space.apply(task, proplet_manifest("p", "p", "tcp://b"))
+    code, said = command(f"--kubeconfig={private_api_server.kubeconfig}", "--remove-finalizers")
+    assert (code, "1 resources were freed" in said) == (0, True), said
+    assert space.get("tasks", "left")["metadata"]["finalizers"] == ["example.org/somebody-else"]
+    space.kubectl("patch", "task", "left", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+    private_api_server.kubectl("delete", "-k", str(CRDS.parent), "--ignore-not-found", "--timeout=30s")
+
+
+def test_proplets_that_announce_themselves_are_registered_where_that_is_wanted(
+    space: Workspace, broker: MosquittoServer, tmp_path: Path
+) -> None:
+    arguments = manager_arguments(broker, space.server, "--namespace", space.namespace, "--register")
+    device = Device("proplet-1", TOPICS)
+    with plugged(device, broker.link_settings("proplet-1")), ManagerProcess(tmp_path / "m", arguments):
+        space.until("proplets", "proplet-1", "Running")
+        space.apply(task_manifest("add"))
+        assert space.until("tasks", "add", "completed")["assignedProplet"] == "proplet-1"
 
 
 def command(*arguments: str, **environ: str) -> tuple[int, str]:
