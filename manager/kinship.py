@@ -11,6 +11,7 @@ from proplet.manager.job_plan import task_names
 from proplet.manager.jobs import ENDED
 from proplet.manager.model import WORKS, FederatedJob, Key, Kind, PropellerJob, Resource, Task, TrainingRound
 from proplet.manager.participation import name_of
+from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.work import Related, Work
 
 Place = tuple[Kind, Key]
@@ -58,8 +59,9 @@ class Kinship:
         """Return what a work is decided over."""
         tasks: dict[str, Task] = {}
         rounds: dict[str, TrainingRound] = {}
-        places = [*self._children.get(work.meta.uid, ()), *self._names.get(work.meta.uid, ())]
-        for place in places:
+        made = self._children.get(work.meta.uid, {})
+        named = (place for place in self._names.get(work.meta.uid, ()) if place not in made)
+        for place in (*made, *named):
             found = self._all.get(place)
             if isinstance(found, Task):
                 tasks[found.meta.name] = found
@@ -152,11 +154,13 @@ def _is_the_same(before: Resource | None, after: Resource) -> bool:
     """Whether nothing has changed about a Task that matters to works: they go by its phase."""
     if not isinstance(before, Task) or not isinstance(after, Task):
         return False
-    return (before.meta.uid, before.meta.owner, before.status.phase) == (
-        after.meta.uid,
-        after.meta.owner,
-        after.status.phase,
-    )
+    return before.meta.uid == after.meta.uid and before.meta.owner == after.meta.owner and _step(before) is _step(after)
+
+
+def _step(task: Task) -> Phase | None:
+    """How far a Task is for those who look at it: jobs only ask how it ended, rounds tell each phase."""
+    phase, owner = task.status.phase, task.meta.owner
+    return phase if phase in TERMINAL or (owner is not None and owner.kind == Kind.ROUND.value) else None
 
 
 def owner_of(resource: Resource) -> tuple[Kind, str] | None:
