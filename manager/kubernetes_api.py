@@ -263,6 +263,8 @@ class KubernetesApi:
             headers.update(self._credentials())
             url = self._client.configuration.host + path
             response = self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
+            if response.status == 401:
+                self._credentials_until = -math.inf
             if response.status >= 400:
                 raise refusal(response.status, response.read(), request.what)
         return response

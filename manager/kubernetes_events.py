@@ -123,8 +123,13 @@ class KubernetesEvents:
         """Send what is told, until cancelled."""
         while True:
             self._news = anyio.Event()
-            async with self._sending:
-                wait = await self._send_due()
+            try:
+                async with self._sending:
+                    wait = await self._send_due()
+            except StoreError as error:
+                self._complain(error)
+                await anyio.sleep(_RETRY_S)  # however much is told meanwhile
+                continue
             with anyio.move_on_after(wait):
                 await self._news.wait()
 
@@ -144,7 +149,7 @@ class KubernetesEvents:
         return [series for series in self._series.values() if series.told < series.count]
 
     async def _send_due(self) -> float:
-        """Send what is due; return in how many seconds something is."""
+        """Send what is due; return in how many seconds something is. Raises StoreError: nothing can be sent now."""
         wait = math.inf
         for series in self._untold():
             left = series.told_at + UPDATE_S - self._clock()
@@ -157,9 +162,6 @@ class KubernetesEvents:
             except RefusedError as error:
                 self._complain(error)  # the same event would be refused again
                 series.told, series.told_at = series.count, self._clock()
-            except StoreError as error:
-                self._complain(error)
-                return _RETRY_S
         return wait
 
     def _complain(self, error: StoreError) -> None:

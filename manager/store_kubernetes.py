@@ -118,10 +118,15 @@ class KubernetesStore:
             made = await self._call(self._api.create, collection, key.namespace, document)
         except AlreadyExistsError as error:
             raise AlreadyExistsError(f"{resource.kind.value} {key} exists") from error
-        if resource.status == RESOURCES[resource.kind](resource.meta).status:
-            return self._learn(made)
+        found = self._learn(made)
         # The API server drops the status of what is created.
-        return await self.record(replace(resource, meta=self._learn(made).meta))
+        bare = RESOURCES[resource.kind](resource.meta).status
+        while found.status == bare != resource.status:
+            try:
+                return await self.record(replace(resource, meta=found.meta))
+            except ConflictError:  # somebody saw it already
+                found = await self.get(resource.kind, key)
+        return found
 
     async def put(self, resource: Resource) -> Resource:
         """Write meta and spec. Raises ConflictError, NotFoundError, StoreUnavailableError."""
@@ -197,6 +202,9 @@ class KubernetesStore:
         except NotFoundError as error:
             cache.remove(current)
             raise missing(current.kind, str(key)) from error
+        if part:  # the spec is as it was at the version that the patch was locked to
+            spec: dict[str, Any] = {"spec": current.spec}
+            return self._settled(replace(read({**answer, "spec": {}}, collection), **spec))
         return self._settled(read(answer, collection))
 
     def _learn(self, answer: Document) -> Resource:
