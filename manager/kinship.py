@@ -77,11 +77,12 @@ class Kinship:
     def learn(self, resource: Resource) -> list[str]:
         """Take over a resource as it is now; return the uids of the works to look at, none if it is no news."""
         place = (resource.kind, resource.meta.key)
-        before = self._all.get(place)
+        before, left = self._all.get(place), list[str]()
         if before is not None:
             if before.meta.version >= resource.meta.version:
                 return []
             if before.meta.uid != resource.meta.uid or before.meta.owner != resource.meta.owner:
+                left = self._affected(before, place)
                 self._drop(before, place)
         self._all[place] = resource
         owner = owner_of(resource)
@@ -90,7 +91,7 @@ class Kinship:
         if resource.kind in WORKS:
             self._works[resource.meta.uid] = place
             self._note_names(cast("Work", resource), cast("Work | None", before))
-        return [] if _is_the_same(before, resource) else self._affected(resource, place)
+        return left if _is_the_same(before, resource) else [*left, *self._affected(resource, place)]
 
     def forget(self, resource: Resource) -> list[str]:
         """It was deleted; return the uids of the works to look at, its own included: its children are orphans."""

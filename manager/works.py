@@ -260,7 +260,7 @@ class Works:
 
     def _patience(self, work: Work, wanted: Work, decision: WorkDecision) -> float:
         """Seconds until a status may be recorded in which only counts have changed: flash wears, API servers tire."""
-        if wanted.status.phase is not work.status.phase or decision.told or decision.create:
+        if wanted.status.phase is not work.status.phase or decision.told:
             return 0.0
         return self._recorded.get(work.meta.uid, -math.inf) + PROGRESS_S - self._monotonic()
 
