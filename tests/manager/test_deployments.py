@@ -6,8 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proplet.manager.deployments import Identity, Secrets, deployment, deployment_name, fitted, plan, seen, sibling
+from proplet.manager.deployments import Secrets, deployment, deployment_name, fitted, plan, seen, sibling
 from proplet.manager.model import Meta, Proplet, PropletSpec, Resources
+from proplet.manager.pod_template import Identity
 
 API_VERSION = "propeller.propeller.abstractmachines.fr/v1"
 CONNECTION = {
