@@ -4,7 +4,7 @@ Two pods with one MQTT client id would take the broker from each other for ever.
 of the Proplet's connection, and further ones have those of its Secret `identitiesSecretRef` (client id: key), each with
 a Proplet resource of its own, which Tasks are placed on like on any other.
 
-Pure: a Proplet and the keys of its Secrets in, documents and conditions out. Source of the names: the reference's operator.
+Pure: a Proplet and its Secrets' keys in, documents and conditions out. Source of the names: the reference's operator.
 """
 
 import hashlib
