@@ -67,24 +67,29 @@ class Sockets:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[int, Any] = {}  # by thread: the connection it used last
+        self._open: dict[int, Any] = {}  # by thread: the connection it uses
+        self._cut: set[int] = set()
         self.closed = False
 
     def enter(self, connection: Any) -> None:
-        """The calling thread goes on with this connection."""
+        """The calling thread goes on with this connection. Raises StoreUnavailableError: it is not to."""
+        thread = threading.get_ident()
         with self._lock:
-            if self.closed:
+            if self.closed or thread in self._cut:
                 raise StoreUnavailableError("the connection to the API server is closed: the manager is stopping")
-            self._open[threading.get_ident()] = connection
+            self._open[thread] = connection
 
     def leave(self) -> None:
         """The calling thread is done."""
+        thread = threading.get_ident()
         with self._lock:
-            self._open.pop(threading.get_ident(), None)
+            self._open.pop(thread, None)
+            self._cut.discard(thread)
 
     def cut(self, thread: int) -> None:
-        """End whatever the thread `thread` waits for."""
+        """End whatever the thread `thread` waits for, and what it would begin to before it leaves."""
         with self._lock:
+            self._cut.add(thread)
             connection = self._open.get(thread)
         if connection is not None:
             _cut(connection)
@@ -149,6 +154,7 @@ def _track(manager: Any, sockets: Sockets) -> None:
             def connect(self) -> None:
                 sockets.enter(self)
                 super().connect()
+                sockets.enter(self)  # there was no socket to close until now
 
             def request(self, *args: Any, **kwargs: Any) -> None:
                 sockets.enter(self)

@@ -31,7 +31,7 @@ _TIMEOUT_S: Final = (5.0, 20.0)  # to connect, and to wait for (more of) an answ
 # A watch hears a bookmark every minute at the latest; when it does not, its connection is dead.
 _WATCH_TIMEOUT_S: Final = (5.0, 100.0)
 _WATCH_FOR_S: Final = 600  # the server ends a watch after that; it is opened anew at its last version
-_PAGE: Final = 500
+_PAGE: Final = 100  # objects; one with a module in it can have a megabyte
 _CREDENTIALS_S: Final = 5.0
 
 

@@ -1,12 +1,14 @@
 """How a cluster is found, and what is said when it is not, or when it refuses."""
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import anyio
 import pytest
 
-from proplet.manager.kubernetes_access import Access, AccessError
+from proplet.manager.kubernetes_access import Access, AccessError, Sockets
 from proplet.manager.kubernetes_api import Collection, open_api
 from proplet.manager.kubernetes_errors import NotServedError, RefusedError, refusal
 from proplet.manager.ports import (
@@ -78,6 +80,34 @@ async def test_a_call_that_is_cancelled_is_not_waited_for(private_api_server: Ap
             api.close()
         finally:
             server.resume()
+
+
+class Connection:
+    """A connection whose socket is one end of a pair."""
+
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        self.sock = sock
+
+
+def test_a_thread_that_is_cut_before_it_connects_does_not_connect() -> None:
+    sockets = Sockets()
+    sockets.enter(Connection())
+    sockets.cut(threading.get_ident())  # there is no socket yet
+    with pytest.raises(StoreUnavailableError):
+        sockets.enter(Connection())
+    sockets.leave()
+    sockets.enter(Connection())  # it has other work now
+
+
+def test_closing_ends_what_every_thread_reads() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        sockets = Sockets()
+        sockets.enter(Connection(near))
+        sockets.close()
+        assert near.recv(1) == b""
+        with pytest.raises(StoreUnavailableError):
+            sockets.enter(Connection())
 
 
 def status(code: int, reason: str = "", name: str = "x") -> bytes:
