@@ -1,16 +1,22 @@
 """``proplet manager`` when something dies: nothing is lost, nothing runs twice at a time, and it never gives up."""
 
+import base64
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.kubernetes.relay import RelayThread, open_relay_thread
 from tests.manager.device import Device
-from tests.support.kubernetes import ApiServer
+from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer
 from tests.support.kubernetes_manager import (
+    GROUP,
     TOPICS,
     Holding,
     ManagerProcess,
@@ -23,6 +29,7 @@ from tests.support.kubernetes_manager import (
     task_manifest,
 )
 from tests.support.mosquitto import MosquittoServer, mosquitto  # noqa: F401
+from tests.support.node import NodeProcess
 
 
 @pytest.fixture
@@ -65,6 +72,21 @@ def launch(tmp_path: Path, broker: MosquittoServer, space: Workspace) -> Iterato
             return stack.enter_context(ManagerProcess(tmp_path / name, arguments))
 
         yield start
+
+
+def takeovers(broker: MosquittoServer) -> int:
+    """How often a manager connected while another was. It ends the broker, which tells all only then."""
+    broker.stop()
+    log = broker.config.with_name("log").read_text()
+    assert "as manager " in log
+    return log.count("Client manager already connected")
+
+
+def through(relay: RelayThread, server: ApiServer) -> str:
+    """The argument with which a manager reaches the server through the relay."""
+    config = server.kubeconfig.with_name(f"kubeconfig-{relay.port}")
+    config.write_text(server.kubeconfig.read_text().replace(f":{server.port}", f":{relay.port}"))
+    return f"--kubeconfig={config}"
 
 
 def one_run_each(device: Device) -> bool:
@@ -190,6 +212,7 @@ def test_of_two_managers_one_works_and_the_other_takes_over(
         assert second.stop() == 0
         space.apply(task_manifest("after"))  # a leader that ends in order is followed at once
         space.until("tasks", "after", "completed")
+    assert takeovers(broker) == 0  # never were two connected
 
 
 @pytest.mark.slow
@@ -265,3 +288,173 @@ def test_a_leader_that_was_frozen_finds_out_and_leaves_the_broker_to_the_next(
             assert space.until("tasks", name, "completed")["results"] == "42"
         assert second.metric("proplet_leader") == 1
         assert one_run_each(device)
+
+
+@pytest.mark.slow
+def test_a_device_with_a_cluster_goes_on_without_it(space: Workspace, tmp_path: Path) -> None:
+    home = tmp_path / "device"
+    config = (
+        f'[node]\nid = "pi"\nstate_dir = "{home / "state"}"\ncache_dir = "{home / "cache"}"\n'
+        f'runtime_dir = "{home / "run"}"\n[agent]\nliveliness_interval = "1s"\n[broker]\nport = 0\n'
+        f'[kubernetes]\nkubeconfig = "{space.server.kubeconfig}"\nnamespaces = ["{space.namespace}"]\n'
+    )
+    sleeper = (Path(__file__).parents[1] / "modules" / "sleeper.wasm").read_bytes()
+    sleeping = {"functionName": "relative", "file": base64.b64encode(sleeper).decode()}
+    connection = {"domainId": "local", "channelId": "main", "clientId": "pi", "clientKey": "x", "mqttAddress": "x"}
+    with NodeProcess(home, config) as node:
+        space.apply(
+            proplet_manifest("pi", "pi", "x", connectionConfig=connection),
+            task_manifest("short", inputs=[1, 3000], **sleeping),
+            task_manifest("long", inputs=[1, 600_000], **sleeping),
+        )
+        for name in ("short", "long"):
+            space.until("tasks", name, "running")
+        space.server.kill()
+        eventually(lambda: "steps back" in node.log, "the manager waits for the cluster")
+        node.kill()  # and the power fails, too: `short` has ended, `long` has not
+        node.start()
+        space.server.start()
+        short = space.until("tasks", "short", "completed")
+        assert (short["results"].split()[0], short["attempts"]) == ("0", 1)
+        # What was running at a power cut is placed again, and can be stopped.
+        eventually(lambda: space.status("tasks", "long").get("attempts") == 2)
+        space.until("tasks", "long", "running")
+        space.kubectl("delete", "task", "long", "--timeout=30s")
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_while_no_packet_gets_through(
+    space: Workspace, launch: Launch, broker: MosquittoServer
+) -> None:
+    device = Holding("proplet-1", TOPICS)
+    with (
+        open_relay_thread(space.server.port) as cluster,
+        open_relay_thread(broker.port) as mqtt,
+        plugged(device, broker.link_settings("proplet-1")) as portal,
+    ):
+        reached = f"--mqtt-address=tcp://127.0.0.1:{mqtt.port}"
+        manager = launch("manager", "--leader-elect", through(cluster, space.server), reached)
+        space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("add"))
+        space.until("tasks", "add", "running")
+        for relay in (cluster, mqtt):
+            relay.hold()
+        eventually(lambda: manager.metric("proplet_leader") == 0, "the lease is lost")
+        assert manager.ask("/healthz")[0] == 200
+        portal.call(device.finish)
+        space.apply(task_manifest("meanwhile"))
+        for relay in (cluster, mqtt):
+            relay.release()
+        for name in ("add", "meanwhile"):
+            status = space.until("tasks", name, "completed")
+            assert (status["results"], status["attempts"]) == ("42", 1)
+        assert one_run_each(device)
+
+
+def test_what_the_server_forgot_meanwhile_is_listed_again(
+    space: Workspace, launch: Launch, broker: MosquittoServer
+) -> None:
+    device = Holding("proplet-1", TOPICS)
+    with (
+        open_relay_thread(space.server.port) as cluster,
+        plugged(device, broker.link_settings("proplet-1")) as portal,
+    ):
+        manager = launch("manager", through(cluster, space.server))
+        space.apply(proplet_manifest("p", "proplet-1", broker.address))
+        space.apply(task_manifest("add"), task_manifest("unwanted", propletSelector={"propletId": "nobody"}))
+        space.until("tasks", "add", "running")
+        eventually(lambda: space.condition("tasks", "unwanted", "Scheduled").get("reason") == "NoProplet")
+        cluster.hold()
+        cluster.cut()
+        space.kubectl("delete", "task", "unwanted")
+        space.apply(task_manifest("late"))
+        space.server.compact()
+        cluster.release()
+        eventually(lambda: "listing the tasks again" in manager.log, "it was told 410 Gone")
+        space.until("tasks", "late", "running")
+        eventually(lambda: manager.metric('proplet_tasks{phase="pending"}') == 0, "what was deleted is not kept")
+        portal.call(device.finish)
+        for name in ("add", "late"):
+            assert space.until("tasks", name, "completed")["results"] == "42"
+        assert one_run_each(device)
+
+
+@contextmanager
+def storm(space: Workspace, *names: str) -> Iterator[dict[str, int]]:
+    """Somebody who changes metadata and spec of these Tasks without a pause, in a thread.
+
+    Yields the last number that each was given.
+    """
+    over, last = threading.Event(), dict.fromkeys(names, 0)
+
+    def write() -> None:
+        for number in count(1):
+            if over.is_set():
+                return
+            for name in names:
+                change: dict[str, Any] = {
+                    "metadata": {"labels": {"n": str(number)}},
+                    "spec": {"priority": number % 100},
+                }
+                path = f"/apis/{GROUP}/v1/namespaces/{space.namespace}/tasks/{name}"
+                try:
+                    space.server.call("PATCH", path, change, content_type=MERGE_PATCH)
+                except ApiError as refused:
+                    if refused.status not in (404, 409):
+                        raise
+                else:
+                    last[name] = number
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield last
+    finally:
+        over.set()
+        writer.join()
+
+
+def test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end(
+    space: Workspace, launch: Launch, broker: MosquittoServer
+) -> None:
+    launch()
+    device, names = Holding("proplet-1", TOPICS), [f"add-{number}" for number in range(4)]
+    with (
+        plugged(device, broker.link_settings("proplet-1")) as portal,
+        storm(space, *names, "daemon") as last,
+    ):
+        space.apply(proplet_manifest("p", "proplet-1", broker.address))
+        space.apply(*(task_manifest(name) for name in names), task_manifest("daemon", daemon=True))
+        for name in (*names, "daemon"):
+            space.until("tasks", name, "running")
+        space.kubectl("delete", "task", "daemon", "--timeout=30s")
+        assert len(device.stopped) == 1
+        portal.call(device.finish)
+        for name in names:
+            status = space.until("tasks", name, "completed")
+            assert (status["results"], status["attempts"]) == ("42", 1)
+        before = dict(last)
+        eventually(lambda: all(last[name] > before[name] for name in names), "others go on writing")
+        assert one_run_each(device)
+    for name in names:  # nothing of theirs was taken back
+        found = space.get("tasks", name)
+        assert found["metadata"]["labels"]["n"] == str(last[name])
+        assert found["spec"]["priority"] == last[name] % 100
+
+
+def test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it(
+    space: Workspace, launch: Launch, broker: MosquittoServer
+) -> None:
+    launch()
+    here, there = Holding("proplet-1", TOPICS), Holding("proplet-2", TOPICS)
+    with plugged(here, broker.link_settings("proplet-1")):
+        with plugged(there, broker.link_settings("proplet-2")):
+            for name, proplet_id in (("here", "proplet-1"), ("there", "proplet-2")):
+                wanted = task_manifest(name, daemon=True, propletSelector={"propletId": name})
+                space.apply(proplet_manifest(name, proplet_id, broker.address), wanted)
+                space.until("tasks", name, "running")
+                assert space.get("tasks", name)["metadata"]["finalizers"]
+            space.kubectl("delete", "task", "here", "--timeout=30s")
+            assert (len(here.stopped), here.held) == (1, {})
+        space.kubectl("delete", "proplet", "there", "--timeout=30s")
+        space.kubectl("delete", "task", "there", "--timeout=50s")
+    assert there.stopped == []
