@@ -5,6 +5,7 @@ with its tasks, and `sequential` waits. A job that has ended is not started agai
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -13,11 +14,13 @@ from starlette.responses import Response
 from proplet.manager.api_http import ProblemError, check_version, etag, invalid, page, read_object, rendered, reply
 from proplet.manager.api_routes import PAGING, Context, Operation
 from proplet.manager.job_plan import task_ids
+from proplet.manager.jobs import decide_job
 from proplet.manager.model import Kind, PropellerJob, Task
-from proplet.manager.ports import NotFoundError, StoreError
+from proplet.manager.ports import AlreadyExistsError, NotFoundError, StoreError
 from proplet.manager.rest import RestError, task_to_rest
 from proplet.manager.rest_jobs import job_from_rest, job_to_rest, tasks_to_rest, workflow_from_rest
 from proplet.manager.runs import have_job_end, let_job_go
+from proplet.manager.work import Related
 
 
 async def create_job(context: Context, request: Request) -> Response:
@@ -30,6 +33,10 @@ async def create_job(context: Context, request: Request) -> Response:
     await _are_free(context, task_ids(wanted).values())
     job = await context.store.create(wanted)
     assert isinstance(job, PropellerJob)
+    # Made here and not only by the loop, so that a client finds them at once; they wait for the job's start.
+    for child in decide_job(job, Related(), job.meta.created_at).create:
+        with suppress(AlreadyExistsError):
+            await context.store.create(child)
     headers = {"Location": f"/jobs/{job.meta.uid}", **etag(job.meta.version)}
     return reply({"job_id": job.meta.uid, "tasks": tasks_to_rest(job, {})}, 201, headers)
 

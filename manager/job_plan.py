@@ -15,7 +15,7 @@ from proplet.manager.rules_work import child_name
 JOB_LABEL: Final = f"{GROUPS[0]}/job"
 SPEC_INDEX: Final = f"{GROUPS[0]}/spec-index"
 SPEC_NAME: Final = f"{GROUPS[0]}/spec-name"
-# Annotations of a job: it waits for its start; it is to stop; the uids that its Tasks are to have, by their names.
+# Annotations of a job: it waits for its start, and so do its Tasks; it is to stop; its Tasks' uids, by their names.
 HELD: Final = f"{GROUPS[0]}/held"
 STOP: Final = f"{GROUPS[0]}/stop"
 TASK_IDS: Final = f"{GROUPS[0]}/task-ids"
@@ -83,7 +83,8 @@ def task_ids(job: PropellerJob) -> Mapping[str, str]:
 class Plan:
     """How each Task of a job stands, by the name of its spec or of the Task referred to, and what is to be made.
 
-    What is not made yet stands at `pending`, what never will be at `skipped`.
+    What is not made yet stands at `pending`, what never will be at `skipped`. Of a job that waits for its start, all
+    Tasks are made, suspended; released, they are then instead of made.
     """
 
     job: PropellerJob
@@ -92,6 +93,8 @@ class Plan:
     referred: dict[str, Phase] = field(default_factory=dict)
     create: list[Task] = field(default_factory=list)
     stop: list[Key] = field(default_factory=list)
+    release: list[Key] = field(default_factory=list)
+    held: dict[str, Task] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -104,6 +107,8 @@ class Plan:
             self.referred[name] = Phase.PENDING if task is None else task.status.phase
         if STOP in self.job.meta.annotations:
             self._stop()
+        elif HELD in self.job.meta.annotations:
+            self._hold()
         elif self.job.spec.execution_mode is ExecutionMode.SEQUENTIAL:
             self._one_after_the_other()
         elif self.job.spec.execution_mode is ExecutionMode.PARALLEL:
@@ -114,7 +119,7 @@ class Plan:
             self._as_they_depend()
 
     def _find(self, index: int) -> bool:
-        """Note how a Task stands that is there, or whose name is taken; false if neither."""
+        """Note how a Task stands that is there, or whose name is taken; false if neither, or if it is held."""
         spec = self.job.spec.tasks[index]
         task = self.tasks.get(task_name(self.job.meta.name, spec.name))
         if task is None:
@@ -122,18 +127,48 @@ class Plan:
         if task.meta.owner is None or task.meta.owner.uid != self.job.meta.uid:
             self.taken.append(task.meta.name)
             self.made[spec.name] = Phase.PENDING
+        elif HELD in task.meta.annotations and task.status.phase is Phase.PENDING:
+            self.held[spec.name] = task
+            return False
         else:
             self.made[spec.name] = task.status.phase
         return True
 
     def _create(self, index: int, depends_on: tuple[str, ...]) -> None:
         spec = self.job.spec.tasks[index]
-        task = task_of(self.job, index)
+        self.made[spec.name] = Phase.PENDING
+        if spec.name in self.held:
+            self.release.append(self.held[spec.name].meta.key)
+            return
+        self.create.append(self._child(index, depends_on))
+
+    def _child(self, index: int, depends_on: tuple[str, ...]) -> Task:
+        spec, task = self.job.spec.tasks[index], task_of(self.job, index)
         if depends_on:
             names = tuple(task_name(self.job.meta.name, name) for name in depends_on)
             task = replace(task, spec=replace(task.spec, depends_on=names, run_if=spec.run_if))
-        self.create.append(task)
-        self.made[spec.name] = Phase.PENDING
+        return task
+
+    def _hold(self) -> None:
+        waits = self._waiting_for_others()
+        for index, spec in enumerate(self.job.spec.tasks):
+            if not self._find(index) and spec.name not in self.held:
+                task = self._child(index, () if spec.name in waits else spec.depends_on)
+                if not spec.suspend:
+                    annotations = {**task.meta.annotations, HELD: "true"}
+                    meta = replace(task.meta, annotations=annotations)
+                    task = replace(task, meta=meta, spec=replace(task.spec, suspend=True))
+                self.create.append(task)
+            self.made.setdefault(spec.name, Phase.PENDING)
+
+    def _waiting_for_others(self) -> set[str]:
+        """The names of those that depend on a Task of `taskRefs`, directly or not."""
+        ours, waits = {spec.name for spec in self.job.spec.tasks}, set[str]()
+        for index in in_order(self.job.spec.tasks):
+            spec = self.job.spec.tasks[index]
+            if any(name not in ours or name in waits for name in spec.depends_on):
+                waits.add(spec.name)
+        return waits
 
     def _stop(self) -> None:
         for index, spec in enumerate(self.job.spec.tasks):
@@ -163,13 +198,9 @@ class Plan:
             failed = failed or phase in BAD
 
     def _as_they_depend(self) -> None:
-        specs = self.job.spec.tasks
-        ours = {spec.name: index for index, spec in enumerate(specs)}
-        waits: set[str] = set()  # those that depend on a Task of `taskRefs`, directly or not
+        specs, waits = self.job.spec.tasks, self._waiting_for_others()
         for index in in_order(specs):
             spec = specs[index]
-            if any(name not in ours or name in waits for name in spec.depends_on):
-                waits.add(spec.name)
             if self._find(index):
                 continue
             if spec.name not in waits:

@@ -9,6 +9,8 @@ A job makes a Task of each of its `tasks`, and looks at those that `taskRefs` na
   own affair. One that depends on a Task of `taskRefs`, directly or not, is made when its dependencies have ended, and
   counted as skipped if `runIf` says so: that Task is not of this job, so nobody else could wait for it.
 
+A job that waits for its start (`held`) makes its Tasks at once, suspended, so that they can be seen and given modules.
+
 A job ends when all its Tasks have ended: `Completed` unless one has failed or was interrupted. A Task of `taskRefs`
 that is not there is waited for. What has ended stays as it is; its Tasks may be started again without the job.
 
@@ -23,6 +25,7 @@ from proplet.manager.conditions import settled
 from proplet.manager.job_plan import BAD, HELD, STOP, Plan, task_name
 from proplet.manager.model import Condition, JobStatus, PropellerJob, WorkPhase
 from proplet.manager.phases import TERMINAL, Phase
+from proplet.manager.rules_task import MODULE_GIVEN
 from proplet.manager.rules_work import JOB_RULES, check_tasks
 from proplet.manager.work import Related, Told, WorkDecision
 
@@ -42,14 +45,22 @@ def decide_job(job: PropellerJob, related: Related, now: float) -> WorkDecision:
     problem = "" if job.status.start_time else _invalid(job)
     if problem:
         return _refused(job, problem, now)
+    plan = Plan(job, related.tasks)
+    plan.make()
     if HELD in job.meta.annotations and STOP not in job.meta.annotations:
         status = replace(job.status, task_count=_size(job), observed_generation=job.meta.generation)
         shown = [Condition(RUNNING, status=False, reason="NotStarted", message="The job waits for its start")]
-        return WorkDecision(replace(job, status=replace(status, conditions=_settled(job, shown, now))))
-    plan = Plan(job, related.tasks)
-    plan.make()
+        return WorkDecision(
+            replace(job, status=replace(status, conditions=_settled(job, shown, now))), tuple(plan.create)
+        )
     status = _status(job, plan, now)
-    return WorkDecision(replace(job, status=status), tuple(plan.create), stop=tuple(plan.stop), told=_told(job, status))
+    return WorkDecision(
+        replace(job, status=status),
+        tuple(plan.create),
+        stop=tuple(plan.stop),
+        release=tuple(plan.release),
+        told=_told(job, status),
+    )
 
 
 # --- the status -------------------------------------------------------------------------------------------------------
@@ -147,7 +158,8 @@ def _told(job: PropellerJob, status: JobStatus) -> tuple[Told, ...]:
 def _invalid(job: PropellerJob) -> str:
     """What is wrong with a job that got past the rules, "" if nothing; it is looked at before it starts."""
     problems = [f"{rule.path} {rule.message}" for rule in JOB_RULES if rule.broken(job)]
-    problems += [f"{problem.path} {problem.text}" for problem in check_tasks(job)]
+    # A Task without a module may get one by an upload; it is the one to fail otherwise.
+    problems += [f"{problem.path} {problem.text}" for problem in check_tasks(job, ignoring=MODULE_GIVEN)]
     return "; ".join(problems)[:_MESSAGE]
 
 
@@ -158,18 +170,23 @@ def _refused(job: PropellerJob, problem: str, now: float) -> WorkDecision:
 
 
 def _retire(job: PropellerJob, related: Related, now: float) -> WorkDecision:
-    """Of a job that has ended: Tasks go when their time to live is over, counted from the end of the job."""
-    gone, wake_at = [], 0.0
+    """Of a job that has ended: Tasks go when their time to live is over, counted from the end of the job.
+
+    Those that wait for the start they will not get are ended.
+    """
+    gone, left, wake_at = [], [], 0.0
     for spec in job.spec.tasks:
         keep = spec.ttl_seconds_after_finished
-        task = related.tasks.get(task_name(job.meta.name, spec.name)) if keep is not None else None
-        if keep is None or task is None or task.status.phase not in TERMINAL:
+        task = related.tasks.get(task_name(job.meta.name, spec.name))
+        if task is None or task.meta.owner is None or task.meta.owner.uid != job.meta.uid:
             continue
-        if task.meta.owner is None or task.meta.owner.uid != job.meta.uid:
+        if task.status.phase is Phase.PENDING and HELD in task.meta.annotations:
+            left.append(task.meta.key)
+        if keep is None or task.status.phase not in TERMINAL:
             continue
         due = max(job.status.finish_time, task.status.finished_at) + keep
         if due <= now:
             gone.append(task.meta.key)
         else:
             wake_at = min(wake_at or due, due)
-    return WorkDecision(job, delete=tuple(gone), wake_at=wake_at)
+    return WorkDecision(job, delete=tuple(gone), stop=tuple(left), wake_at=wake_at)

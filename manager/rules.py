@@ -34,7 +34,7 @@ def check(resource: Resource, *, ignoring: str = "") -> list[Problem]:
         if rule.kind is resource.kind and rule.name != ignoring and rule.broken(resource)
     ]
     if isinstance(resource, PropellerJob):
-        problems += check_tasks(resource)
+        problems += check_tasks(resource, ignoring)
     return problems
 
 

@@ -197,19 +197,21 @@ ROUND_RULES: Final = (
 WORK_RULES: Final = JOB_RULES + FEDERATED_RULES + ROUND_RULES
 
 
-def check_tasks(job: PropellerJob) -> list[Problem]:
-    """Return what is wrong with the Tasks that a job would make, by a Task's own rules."""
+def check_tasks(job: PropellerJob, ignoring: str = "") -> list[Problem]:
+    """Return what is wrong with the Tasks that a job would make, by a Task's own rules but the one named `ignoring`."""
     return [
-        problem for index, spec in enumerate(job.spec.tasks) for problem in _check_task(spec, f"spec.tasks[{index}]")
+        problem
+        for index, spec in enumerate(job.spec.tasks)
+        for problem in _check_task(spec, f"spec.tasks[{index}]", (DEPENDENCIES_HAVE_A_GROUP, ignoring))
     ]
 
 
-def _check_task(spec: TaskSpec, where: str) -> list[Problem]:
+def _check_task(spec: TaskSpec, where: str, ignoring: tuple[str, ...]) -> list[Problem]:
     task = Task(Meta(""), spec)
     return [
         Problem(where + rule.path.removeprefix("spec"), rule.message)
         for rule in TASK_RULES
-        if rule.name != DEPENDENCIES_HAVE_A_GROUP and rule.broken(task)
+        if rule.name not in ignoring and rule.broken(task)
     ]
 
 

@@ -36,13 +36,14 @@ class WorkDecision:
     """What a look at a work came to, to be done in this order.
 
     `create` are resources to make (one that exists is left as it is), `delete` names Tasks to delete, `stop` Tasks to
-    stop, `work` is the work with the status to record (unchanged: nothing is recorded), `wake_at` the moment of the
-    next look that no change will bring (0.0: none).
+    stop, `release` Tasks that were made suspended and are to run now, `work` is the work with the status to record
+    (unchanged: nothing is recorded), `wake_at` the moment of the next look that no change will bring (0.0: none).
     """
 
     work: Work
     create: tuple[Resource, ...] = ()
     delete: tuple[Key, ...] = ()
     stop: tuple[Key, ...] = ()
+    release: tuple[Key, ...] = ()
     told: tuple[Told, ...] = ()
     wake_at: float = 0.0

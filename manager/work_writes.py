@@ -10,8 +10,9 @@ from typing import Any, Final, cast
 
 import anyio
 
+from proplet.manager.job_plan import HELD
 from proplet.manager.kinship import Place, owner_of
-from proplet.manager.model import Key, Kind, Resource
+from proplet.manager.model import Key, Kind, Resource, Task
 from proplet.manager.ports import (
     AlreadyExistsError,
     Clock,
@@ -79,6 +80,20 @@ class WorkWrites:
                 await ask_stop(self._store, (await self._store.get(Kind.TASK, key)).meta.uid, self._clock())
 
         await _each(tasks, stop)
+
+    async def release(self, tasks: Sequence[Key]) -> None:
+        """Let Tasks go that were made suspended. Raises StoreError."""
+
+        async def release(key: Key) -> None:
+            with suppress(NotFoundError):
+                task = cast("Task", await self._store.get(Kind.TASK, key))
+                if HELD in task.meta.annotations:
+                    annotations = {name: text for name, text in task.meta.annotations.items() if name != HELD}
+                    meta = replace(task.meta, annotations=annotations)
+                    freed = await self._store.put(replace(task, meta=meta, spec=replace(task.spec, suspend=False)))
+                    self._learn(freed, "")
+
+        await _each(tasks, release)
 
     async def bury(self, uid: str, children: Sequence[Resource]) -> None:
         """Delete what the work with this uid made, if it is no longer there. Raises StoreError."""

@@ -234,6 +234,7 @@ class Works:
             return
         await self._writes.delete(decision.delete)
         await self._writes.stop(decision.stop)
+        await self._writes.release(decision.release)
         names = ", ".join(sorted(f"{kind.value} {key.name}" for kind, key in strangers)[:_NAMED])
         text = f"Not of this {work.kind.value}, but of the name of its child: {names}; delete it" if names else ""
         wanted = _blocked(work, decision.work, "NameTaken", text, now)

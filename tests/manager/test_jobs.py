@@ -45,6 +45,12 @@ def standing(name: str, phase: Phase = Phase.PENDING, owner: str = "") -> Task:
     return Task(meta, spec(name), TaskStatus(phase=phase))
 
 
+def freed(task: Task) -> Task:
+    annotations = {name: text for name, text in task.meta.annotations.items() if name != HELD}
+    meta = replace(task.meta, annotations=annotations)
+    return replace(task, meta=meta, spec=replace(task.spec, suspend=False))
+
+
 class Scene:
     """A job, the Tasks that are there, and what was decided last; times pass second by second."""
 
@@ -67,6 +73,11 @@ class Scene:
         assert isinstance(decision.work, PropellerJob)
         self.job = decision.work
         return [task.meta.name for task in decision.create]
+
+    def release(self) -> None:
+        """Let go what was decided to be."""
+        for key in self.last.release:
+            self.tasks[key.name] = freed(self.tasks[key.name])
 
     def end(self, name: str, phase: Phase = DONE) -> None:
         task = self.tasks[name]
@@ -238,12 +249,50 @@ def test_a_spec_that_becomes_a_circle_under_way_does_not_keep_the_job_from_endin
 # --- start, stop, end -------------------------------------------------------------------------------------------------
 
 
-def test_a_held_job_waits_for_its_start() -> None:
-    scene = Scene(job(spec("a"), annotations={HELD: "true"}))
+def test_a_held_job_makes_its_tasks_suspended_and_lets_them_go_at_its_start_each_in_its_turn() -> None:
+    scene = Scene(job(spec("a"), spec("b"), mode="sequential", annotations={HELD: "true"}))
+    assert scene.look() == ["job-a", "job-b"]
     assert scene.look() == []
+    assert all(task.spec.suspend for task in scene.tasks.values())
     assert (scene.phase, scene.condition("Running").reason) == (WorkPhase.PENDING, "NotStarted")
     scene.job = replace(scene.job, meta=replace(scene.job.meta, annotations={}))
-    assert scene.look() == ["job-a"]
+    assert scene.look() == []
+    assert scene.last.release == (Key("job-a"),)
+    scene.release()
+    assert not scene.tasks["job-a"].spec.suspend
+    scene.look()
+    assert scene.last.release == ()
+    scene.end("job-a")
+    scene.look()
+    assert scene.last.release == (Key("job-b"),)
+
+
+def test_a_held_jobs_tasks_keep_their_dependencies_and_those_a_person_suspended_stay_suspended() -> None:
+    scene = Scene(job(spec("a"), spec("b", "a", suspend=True), annotations={HELD: "true"}))
+    scene.look()
+    assert scene.tasks["job-b"].spec.depends_on == ("job-a",)
+    scene.job = replace(scene.job, meta=replace(scene.job.meta, annotations={}))
+    scene.look()
+    assert scene.last.release == (Key("job-a"),)
+    scene.release()
+    scene.look()
+    assert scene.tasks["job-b"].spec.suspend
+
+
+def test_what_a_job_never_let_go_is_ended_with_it() -> None:
+    scene = Scene(job(spec("a"), spec("b"), mode="sequential", annotations={HELD: "true"}))
+    scene.look()
+    scene.job = replace(scene.job, meta=replace(scene.job.meta, annotations={}))
+    scene.look()
+    scene.release()
+    scene.end("job-a", BAD)
+    scene.look()
+    assert (scene.phase, scene.counts) == (WorkPhase.FAILED, (2, 0, 1, 1, 0))
+    scene.look()
+    assert scene.last.stop == (Key("job-b"),)
+    scene.end("job-b", STOPPED)
+    scene.look()
+    assert scene.last.stop == ()
 
 
 def test_a_stopped_job_stops_what_runs_and_starts_nothing() -> None:
@@ -352,7 +401,8 @@ def jobs(draw: st.DrawFn) -> PropellerJob:
             run_if = None
         specs.append(spec(name, *others, run_if=run_if))
     specs = draw(st.permutations(specs)) if mode is ExecutionMode.CONFIGURABLE else specs
-    made = job(*specs, mode=mode.value, refs=tuple(refs))
+    held = {HELD: "true"} if draw(st.booleans()) else {}
+    made = job(*specs, mode=mode.value, refs=tuple(refs), annotations=held)
     assert rules.check(made) == []
     return made
 
@@ -367,7 +417,8 @@ def check_order(of: PropellerJob, child: Task, tasks: Mapping[str, Task]) -> Non
         needed = [task_name("job", n) if task_name("job", n) in names else n for n in of.spec.tasks[index].depends_on]
         needed = [name for name in needed if name not in child.spec.depends_on]
     for name in needed:
-        assert name not in tasks or tasks[name].status.phase in TERMINAL, f"{child.meta.name} before {name}"
+        skipped = name not in tasks or tasks[name].spec.suspend  # it was made to wait, and will never run
+        assert skipped or tasks[name].status.phase in TERMINAL, f"{child.meta.name} before {name}"
 
 
 @settings(max_examples=150, deadline=None)
@@ -386,17 +437,26 @@ def test_any_job_ends_in_order_whatever_is_lost_on_the_way(of: PropellerJob, dat
         for child in decision.create[:done]:
             assert isinstance(child, Task)
             assert child.meta.name not in tasks
-            check_order(of, child, tasks)
+            if not child.spec.suspend:
+                check_order(of, child, tasks)
             tasks[child.meta.name] = child
+        for key in decision.release if done >= len(decision.create) else ():
+            check_order(of, tasks[key.name], tasks)
+            tasks[key.name] = freed(tasks[key.name])
+        for key in decision.stop:
+            task = tasks[key.name]
+            tasks[key.name] = replace(task, status=replace(task.status, phase=STOPPED))
+        if of.meta.annotations and (crashes == 0 or data.draw(st.booleans())):
+            of = replace(of, meta=replace(of.meta, annotations={}))
         if done > len(decision.create):
             assert isinstance(decision.work, PropellerJob)
-            of = decision.work
-            if of.status.phase in ENDED:
+            of = replace(decision.work, meta=of.meta)
+            if of.status.phase in ENDED and not decision.stop and decide_job(of, Related(tasks), now).stop == ():
                 break
         if refs and (crashes == 0 or data.draw(st.booleans())):
             name = refs.pop()
             tasks[name] = standing(name)
-        unfinished = [task for task in tasks.values() if task.status.phase not in TERMINAL]
+        unfinished = [task for task in tasks.values() if task.status.phase not in TERMINAL and not task.spec.suspend]
         if unfinished:
             task = data.draw(st.sampled_from(unfinished))
             verdict = judge(task, lambda key: tasks.get(key.name)).verdict

@@ -218,9 +218,9 @@ async def test_a_held_job_starts_when_it_is_let_go_and_stops_when_that_is_asked(
     async with driven(store):
         made = await store.create(job("j", "a", "b", mode="sequential", annotations={HELD: "true"}))
         waiting = await store.is_so(Kind.JOB, "j", lambda of: of.status.conditions)
-        assert (await store.list(Kind.TASK)).items == ()
+        assert [cast("Task", item).spec.suspend for item in (await store.list(Kind.TASK)).items] == [True, True]
         await store.put(replace(waiting, meta=replace(waiting.meta, annotations={})))
-        await task_of(store, "j-a")
+        await store.is_so(Kind.TASK, "j-a", lambda task: not task.spec.suspend)
         while True:
             current = await store.get(Kind.JOB, made.meta.key)
             try:
@@ -230,6 +230,7 @@ async def test_a_held_job_starts_when_it_is_let_go_and_stops_when_that_is_asked(
                 continue
         await store.is_so(Kind.TASK, "j-a", lambda task: task.status.phase is Phase.INTERRUPTED)
         ended = await job_in(store, "j", WorkPhase.FAILED)
+        await store.is_so(Kind.TASK, "j-b", lambda task: task.status.phase is Phase.INTERRUPTED)
     assert (ended.status.interrupted_count, ended.status.skipped_count) == (1, 1)
 
 
