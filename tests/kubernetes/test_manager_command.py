@@ -18,6 +18,7 @@ from tests.support.kubernetes import ApiServer
 from tests.support.kubernetes_manager import (
     CRDS,
     GROUP,
+    KINDS,
     TOPICS,
     Holding,
     ManagerProcess,
@@ -29,6 +30,7 @@ from tests.support.kubernetes_manager import (
     proplet_manifest,
     task_manifest,
 )
+from tests.support.kubernetes_objects import await_served
 from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, free_port, mosquitto  # noqa: F401
 from tests.support.node import NodeProcess
 
@@ -219,6 +221,42 @@ def test_the_broker_is_reached_over_tls_and_metrics_are_served_so(space: Workspa
             assert "shows the secret" not in manager.log
     finally:
         server.kill()
+
+
+@pytest.fixture
+def newer(api_server: ApiServer) -> Iterator[str]:
+    """The newer API group, installed."""
+    group, files = "propeller.propeller.absmach.eu", str(CRDS.parent / "absmach.eu")
+    api_server.kubectl("apply", "--server-side", "--force-conflicts", "-f", files)
+    for kind in KINDS:
+        api_server.kubectl("wait", "--for=condition=Established", f"crd/{kind}.{group}")
+        await_served(api_server, f"/apis/{group}/v1/{kind}")
+    yield group
+    api_server.kubectl("delete", "-f", files)
+
+
+def test_the_newer_group_and_its_names_work_the_same(
+    newer: str, space: Workspace, broker: MosquittoServer, tmp_path: Path, api_server: ApiServer
+) -> None:
+    proplet = proplet_manifest("p", "proplet-1", broker.address)
+    proplet["spec"]["connectionConfig"] = {
+        "mqttAddress": broker.address, "tenantId": DOMAIN, "channelId": CHANNEL, "entityId": "proplet-1",
+        "apiKeySecretRef": {"name": "not-needed", "key": "here"},
+    }  # fmt: skip
+    arguments = [
+        f"--mqtt-address={broker.address}", f"--tenant-id={DOMAIN}", f"--channel-id={CHANNEL}", "--entity-id=manager",
+        f"--api-key={broker.identities['manager'].password}", f"--kubeconfig={api_server.kubeconfig}",
+        f"--api-group={newer}", f"--namespace={space.namespace}", "--leader-elect", "--scheduler=priority",
+    ]  # fmt: skip
+    device = Device("proplet-1", TOPICS)
+    with plugged(device, broker.link_settings("proplet-1")), ManagerProcess(tmp_path / "m", arguments):
+        for manifest in (proplet, task_manifest("add", inputs=["10", "32"])):
+            space.apply({**manifest, "apiVersion": f"{newer}/v1"})
+        path = ("-o", "jsonpath={.status.results}")
+        eventually(lambda: space.kubectl("get", f"tasks.{newer}", "add", *path) == "42")
+        assert (
+            space.kubectl("get", "leases", "-o", "name") == "lease.coordination.k8s.io/fa27fa49.propeller.absmach.eu\n"
+        )
 
 
 def test_after_that_the_definitions_can_be_deleted(private_api_server: ApiServer) -> None:
