@@ -2,6 +2,9 @@
 
 The controller and the roster say what a record was before and is now; what has not changed is not told again. Events
 are news, not state: one that is lost is not told again either, the conditions say the same.
+
+Where an event costs as much as a record (a cluster), a first attempt that ends well and soon is no news: nothing is
+told of it. One that lasts is told of once it does.
 """
 
 from typing import Final
@@ -28,10 +31,11 @@ class NoEvents:
 
 
 class Announcer:
-    """Tells a sink."""
+    """Tells a sink. `brief_s`: how soon a Task has to end well for nothing to be told of it; 0: it always is."""
 
-    def __init__(self, sink: EventSink | None = None) -> None:
+    def __init__(self, sink: EventSink | None = None, brief_s: float = 0.0) -> None:
         self._sink = sink or NoEvents()
+        self._brief_s = brief_s
 
     def task(self, before: Task, after: Task) -> None:
         """A Task's status was recorded."""
@@ -39,14 +43,30 @@ class Announcer:
         if now.failures > was.failures:
             where = was.assigned_proplet or was.proplet_id or "its proplets"
             self._sink.emit(after, "Lost", f"attempt {was.attempt} on {where} ended without a result", warning=True)
-        if now.attempt > was.attempt:
-            where = "every fitting proplet" if after.spec.broadcast else now.assigned_proplet or now.proplet_id or ""
-            self._sink.emit(after, "Dispatched", f"attempt {now.attempt} was sent to {where}")
+        if now.attempt > was.attempt and not (self._may_be_brief(after) and _waits(was) is None):
+            self._dispatched(after)
         if now.phase is Phase.PENDING:
             self._pending(after, _scheduled(was), _scheduled(now))
+        brief = self._may_be_brief(after) and now.finished_at - now.dispatched_at < self._brief_s
+        if now.phase is Phase.COMPLETED and brief:
+            return
         if now.phase in _ENDS and (was.phase is not now.phase or was.attempt != now.attempt):
             reason, warning = _ENDS[now.phase]
             self._sink.emit(after, reason, _ending(after, now), warning=warning)
+
+    def lasting(self, task: Task) -> None:
+        """A Task is under way for longer than what is brief."""
+        if self._may_be_brief(task):
+            self._dispatched(task)
+
+    def _may_be_brief(self, task: Task) -> bool:
+        first = task.status.attempt == 1 and not task.status.failures
+        return self._brief_s > 0 and first and not task.spec.daemon and not task.spec.broadcast
+
+    def _dispatched(self, task: Task) -> None:
+        status = task.status
+        where = "every fitting proplet" if task.spec.broadcast else status.assigned_proplet or status.proplet_id or ""
+        self._sink.emit(task, "Dispatched", f"attempt {status.attempt} was sent to {where}")
 
     def _pending(self, task: Task, was: Condition | None, now: Condition | None) -> None:
         if now is None or now.status or not now.message:
@@ -71,6 +91,12 @@ class Announcer:
 
 def _scheduled(status: TaskStatus) -> Condition | None:
     return next((one for one in status.conditions if one.type == conditions.SCHEDULED), None)
+
+
+def _waits(status: TaskStatus) -> Condition | None:
+    """The condition that says why it waits, if it does."""
+    shown = _scheduled(status)
+    return shown if shown is not None and not shown.status and shown.message else None
 
 
 def _ending(task: Task, status: TaskStatus) -> str:

@@ -10,7 +10,7 @@ from typing import cast
 
 from proplet.manager.announcer import Announcer
 from proplet.manager.book import Book
-from proplet.manager.core import settle
+from proplet.manager.core import UNDER_WAY, settle
 from proplet.manager.deletion import with_mark
 from proplet.manager.exchange import Decision, Moment, Signal
 from proplet.manager.model import Kind, Task
@@ -71,7 +71,10 @@ class Ledger:
         if task is None:
             return
         try:
-            self._learn(cast("Task", await self._store.put(with_mark(task, marked=marked))))
+            written = cast("Task", await self._store.put(with_mark(task, marked=marked)))
+            self._learn(written)
+            if marked and written.status.phase in UNDER_WAY:
+                self._announcer.lasting(written)
         except ConflictError:
             await self._read_again(task)
 

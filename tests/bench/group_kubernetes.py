@@ -124,7 +124,11 @@ def _site(plan: Plan, server: ApiServer, name: str, proplets: dict[str, str], *m
         ]  # fmt: skip
         manager = stack.enter_context(ManagerProcess(directory / "manager", arguments))
         manager.until_ready()
-        yield Site(server, space, broker, manager, proplets)
+        try:
+            yield Site(server, space, broker, manager, proplets)
+        except Exception as error:
+            error.add_note(f"the manager's log:\n{manager.log[-3000:]}")
+            raise
 
 
 def _instant(plan: Plan, server: ApiServer) -> Iterator[Row]:

@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.support.modules import ADDITION_BASE64
 _ENDED = ("completed", "failed", "skipped", "interrupted")
 _CALLERS = 8
 _CONNECT_AT_ONCE = 20
-_PATIENCE_S = 120.0
+_PATIENCE_S = 40.0
 _GROUP = "/apis/propeller.propeller.abstractmachines.fr/v1/namespaces"
 
 
@@ -53,6 +54,11 @@ class Cluster:
     def create(self, name: str) -> None:
         self._request("POST", body=addition_task(name, file=ADDITION_BASE64)).read()
 
+    def phases(self) -> Counter[str]:
+        """How many Tasks are in which phase, by a list of them."""
+        items = json.loads(self._request("GET").read())["items"]
+        return Counter(str(item.get("status", {}).get("phase")) for item in items)
+
     def version(self) -> str:
         return str(json.loads(self._request("GET", "?limit=1").read())["metadata"]["resourceVersion"])
 
@@ -68,23 +74,35 @@ class Follower:
         self._news = threading.Condition()
         self._cluster = cluster
         self._since = cluster.version()
+        self._trouble = ""
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
-        for line in self._cluster.watch(self._since):
-            now = time.perf_counter()
-            item = json.loads(line)["object"]
-            phase, name = item.get("status", {}).get("phase"), item["metadata"]["name"]
-            if phase in _ENDED and name not in self._ended:
-                with self._news:
-                    self._ended[name] = (now, phase)
-                    self._news.notify_all()
+        try:
+            while True:  # the server ends a watch that it finds slow
+                for line in self._cluster.watch(self._since):
+                    self._take(json.loads(line)["object"], time.perf_counter())
+        except Exception as error:
+            self._trouble = repr(error)
+            raise
+
+    def _take(self, item: dict[str, Any], now: float) -> None:
+        self._since = item["metadata"]["resourceVersion"]
+        phase, name = item.get("status", {}).get("phase"), item["metadata"]["name"]
+        if phase in _ENDED and name not in self._ended:
+            with self._news:
+                self._ended[name] = (now, phase)
+                self._news.notify_all()
 
     def ended(self, names: list[str]) -> float:
         """When the last of them had completed."""
         with self._news:
             if not self._news.wait_for(lambda: all(name in self._ended for name in names), _PATIENCE_S):
-                raise RuntimeError(f"{sum(name not in self._ended for name in names)} of {len(names)} did not end")
+                missing = sum(name not in self._ended for name in names)
+                raise RuntimeError(
+                    f"{missing} of {len(names)} were not seen to end; a list has {dict(self._cluster.phases())}; "
+                    f"the watch: {self._trouble or 'is open'}"
+                )
         wrong = [name for name in names if self._ended[name][1] != "completed"]
         if wrong:
             raise RuntimeError(f"{len(wrong)} tasks ended otherwise: {wrong[0]} {self._ended[wrong[0]][1]}")

@@ -130,7 +130,7 @@ def test_its_permissions_are_enough_for_the_manager_and_no_more(
         cluster = Cluster(space)
         space.apply(pod_proplet(space, broker, replicas=2, identitiesSecretRef={"name": "identities"}))
         eventually(lambda: {"farm-proplet", "farm-proplet-1"} <= set(cluster.names()), manager.log[-2000:])
-        eventually(lambda: "Dispatched" in space.kubectl("get", "events"), "it tells events")
+        eventually(lambda: "PropletOnline" in space.kubectl("get", "events"), "it tells events")
         assert "grant it with a Role" not in manager.log, manager.log
     denied = ("list secrets", "get pods", "create pods", "delete namespaces", "get configmaps", "update deployments")
     for verb, what in (pair.split() for pair in (*denied, f"delete propellerjobs.{GROUP}")):

@@ -115,3 +115,42 @@ async def test_a_proplet_that_cannot_be_worked_with_is_told_why(node: Node, told
     ]
     assert told.of("second") == [("DuplicateIdentity", "x is the client id of the Proplet default/first, too", True)]
     assert told.of("first") == []
+
+
+async def test_where_events_cost_a_write_the_success_of_a_brief_task_is_not_told(told: Told) -> None:
+    policy = replace(FAST, silence_s=60.0, finalizers=True, finalize_after_s=30.0)
+    async with open_node(MemoryStore(), policy=policy, events=told) as node:
+        pi = node.proplet("pi-1", instant=True)
+        await node.create("brief")
+        await node.ended("brief")
+        pi.instant = False
+        task = await node.create("fails")
+        await eventually(lambda: bool(pi.held))
+        pi.finish(task.id, "", error="wasm trap: unreachable", reason=Reason.TRAP)
+        await node.ended("fails")
+        await eventually(lambda: bool(told.of("fails")))
+    assert told.of("brief") == []
+    assert told.of("fails") == [("Failed", "wasm trap: unreachable (attempt 1 on pi-1)", True)]
+
+
+async def test_a_task_that_lasts_is_told_of_when_it_does(told: Told) -> None:
+    policy = replace(FAST, silence_s=60.0, finalizers=True, finalize_after_s=0.01)
+    async with open_node(MemoryStore(), policy=policy, events=told) as node:
+        pi = node.proplet("pi-1")
+        task = await node.create("lasts")
+        await eventually(lambda: len(told.of("lasts")) == 1)
+        pi.finish(task.id, "42")
+        await node.ended("lasts")
+        await eventually(lambda: len(told.of("lasts")) == 2)
+    assert [reason for reason, _, _ in told.of("lasts")] == ["Dispatched", "Completed"]
+
+
+async def test_a_task_that_was_said_to_wait_is_said_to_go_on(told: Told) -> None:
+    policy = replace(FAST, silence_s=60.0, finalizers=True, finalize_after_s=30.0)
+    async with open_node(MemoryStore(), policy=policy, events=told) as node:
+        await node.create("add")
+        await node.until("add", lambda t: bool(t.status.message))
+        node.proplet("pi-1", instant=True)
+        await node.ended("add")
+        await eventually(lambda: len(told.of("add")) == 2)
+    assert [reason for reason, _, _ in told.of("add")] == ["NoProplet", "Dispatched"]
