@@ -427,3 +427,15 @@ async def test_get_all_shows_every_kind_with_its_name(node: Node, home: Path) ->
     everything = json.loads((await proplet(home, "get", "all", "-o", "json")).out)
     assert [item["kind"] for item in everything["items"]] == ["Task", "PropellerJob"]
     assert (await proplet(home, "get", "all", "one")).code == 2
+
+
+async def test_watching_jobs_prints_how_far_they_are(node: Node, home: Path) -> None:
+    async with open_works(node.store, collect_garbage=True):
+        await proplet(home, "apply", "-f", "-", stdin=JOB)
+        async with started(home, "get", "jobs", "-w") as (process, output):
+            await until(output, "Running")
+            await record(node, "nightly-a", phase=Phase.FAILED)
+            assert (await until(output, "Failed")).split()[:6] == ["nightly", "Failed", "sequential", "2", "0", "1"]
+            process.send_signal(2)
+            with anyio.fail_after(10):
+                assert await process.wait() == 130
