@@ -1,19 +1,17 @@
 """The node as a process: its parts put together, in order, and taken apart in the reverse.
 
 The only module that knows all parts. Broker, manager and agent are context managers that yield when they are ready;
-nothing waits for a network. `run` adds what a daemon owes its machine: signals, readiness, the watchdog, exit codes.
+nothing waits for a network. `daemon` adds what a process owes its machine.
 """
 
 import fcntl
 import logging
 import math
 import os
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +22,16 @@ from anyio.abc import TaskGroup
 from proplet.agent import parts
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.core import Core
+from proplet.agent.failures import NodeError, as_node_errors
 from proplet.agent.fetch import open_modules
 from proplet.agent.journal import open_journal
 from proplet.agent.journal_sweep import OutboxBounds
+from proplet.agent.link_parts import link_settings, topics_of
 from proplet.agent.mqtt import open_link
 from proplet.agent.ports import Link, StorageError
 from proplet.agent.presence import Presence
 from proplet.agent.runtime import open_runtime
 from proplet.agent.shell import Shell
-from proplet.agent.systemd import Notifier, watchdog_interval_s
 from proplet.agent.vitals import Vitals, machine_is_supported
 
 if TYPE_CHECKING:
@@ -40,14 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: sysexits.h: what is needed is not available; internal software error; try again later.
-EXIT_UNAVAILABLE, EXIT_SOFTWARE, EXIT_TEMPFAIL = 69, 70, 75
-
 _GOODBYE_S = 2.0
-
-
-class NodeError(Exception):
-    """The node cannot run as configured, or a part of it has failed for good; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +166,7 @@ async def _start_broker(
 
     given = settings.broker
     directory = settings.node.state_dir / "broker"
-    with _as_node_errors(BrokerError, CredentialsError, ValueError):
+    with as_node_errors(BrokerError, CredentialsError, ValueError):
         identities = await anyio.to_thread.run_sync(
             lambda: load_or_create_identities(directory, [settings.node.id, *given.proplets], _manager_id(settings))
         )
@@ -213,7 +205,7 @@ async def _start_manager(
     """Run the manager, if there is to be one; return the path of its API's socket."""
     if settings.manager is None:
         return None
-    mqtt = parts.link_settings(settings, address, access.client_id, access.username, access.password)
+    mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
     from proplet.manager.api import ApiError, ApiSettings
     from proplet.manager.api_routes import NodeState
     from proplet.manager.app import ManagerSettings, open_manager
@@ -236,13 +228,13 @@ async def _start_manager(
     if settings.kubernetes is not None:
         from proplet.agent.app_cluster import ERRORS, open_cluster, open_local_api
 
-        with _as_node_errors(*ERRORS, ApiError):
+        with as_node_errors(*ERRORS, ApiError):
             reign = await stack.enter_async_context(open_cluster(settings, mqtt))
             await stack.enter_async_context(open_local_api(served, reign, about))
         return given.socket
     wanted = ManagerSettings(
         mqtt=mqtt,
-        topics=parts.topics_of(settings),
+        topics=topics_of(settings),
         manager_id=access.client_id,
         store=given.store,
         manifests=(settings.node.manifests_dir,),
@@ -250,23 +242,9 @@ async def _start_manager(
         policy=Policy(silence_s=given.liveliness_timeout_s, silent_deadline_s=given.default_deadline_s or math.inf),
         reply_s=given.mqtt_timeout_s,
     )
-    with _as_node_errors(StoreError, ApiError):
+    with as_node_errors(StoreError, ApiError):
         await stack.enter_async_context(open_manager(wanted, lambda: about))
     return given.socket
-
-
-@contextmanager
-def _as_node_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds, also out of a task group, end the node with their own words and nothing else."""
-    try:
-        yield
-    except kinds as error:
-        raise NodeError(str(error)) from error
-    except BaseExceptionGroup as group:
-        errors = list(_leaves(group))
-        if not all(isinstance(error, kinds) for error in errors):
-            raise
-        raise NodeError("; ".join(str(error) for error in errors)) from group
 
 
 @asynccontextmanager
@@ -276,8 +254,8 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
     kept = OutboxBounds(
         settings.agent.results.count, max_count=bounds.count, max_bytes=bounds.size_bytes, max_age_s=bounds.age_s
     )
-    topics, about = parts.topics_of(settings), parts.presence_settings(settings)
-    mqtt = parts.link_settings(settings, address, access.client_id, access.username, access.password)
+    topics, about = topics_of(settings), parts.presence_settings(settings)
+    mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
     async with (
         open_journal(settings.node.state_dir / "journal.db", kept) as journal,
         open_modules(parts.modules_settings(settings)) as modules,
@@ -319,116 +297,3 @@ async def _proof(shell: Shell) -> None:
     """Return once the loop has taken a turn. One that waits for a full disk is alive: a restart would not help."""
     if shell.trouble is None:
         await shell.proof_of_life()
-
-
-# --- as a daemon ------------------------------------------------------------------------------------------------------
-
-
-def run(settings: NodeSettings) -> int:
-    """Run the node until a signal ends it; return the exit code. Errors go to the log, one line each."""
-    return _ended(lambda: _serve(partial(_be_the_node, settings)))
-
-
-def run_manager(settings: NodeSettings) -> int:
-    """Run only the manager of a cluster, until a signal ends it; return the exit code."""
-    return _ended(lambda: _serve(partial(_be_the_manager, settings)))
-
-
-def remove_finalizers(settings: NodeSettings) -> int:
-    """Take the finalizers off a cluster's resources; return the exit code."""
-
-    async def remove() -> None:
-        from proplet.agent.app_cluster import ERRORS, free_resources
-
-        with _as_node_errors(*ERRORS):
-            log.info("%d resources were freed of their finalizers", await free_resources(settings))
-
-    return _ended(remove)
-
-
-def _ended(work: Callable[[], Awaitable[None]]) -> int:
-    """Do the work of a process; return its exit code."""
-    try:
-        anyio.run(work)
-    except (NodeError, StorageError) as error:
-        return _explain([error])
-    except BaseExceptionGroup as group:
-        return _explain(list(_leaves(group)))
-    return 0
-
-
-def _explain(errors: Sequence[BaseException]) -> int:
-    """Log what ended the node and return its exit code. A defect of ours is shown with its traceback."""
-    defects = [error for error in errors if not isinstance(error, (NodeError, StorageError))]
-    for defect in defects:
-        log.error("a part of the node has failed", exc_info=defect)
-    if defects:
-        return EXIT_SOFTWARE
-    for error in errors:
-        log.error("%s", error)
-    return EXIT_TEMPFAIL if any(isinstance(error, StorageError) for error in errors) else EXIT_UNAVAILABLE
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """The errors themselves, out of the groups of the task groups they passed."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-async def _serve(be: Callable[[Notifier, anyio.Event], Awaitable[None]]) -> None:
-    """Be something until the first signal. It is then left in order, not cancelled: a goodbye needs the broker."""
-    notifier = Notifier.from_environment()
-    ending = anyio.Event()
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with anyio.create_task_group() as tasks:
-
-            async def listen() -> None:
-                async for number in signals:
-                    if ending.is_set():
-                        os._exit(128 + number)  # asked twice: now
-                    log.info("%s: the end", signal.Signals(number).name)
-                    notifier.stopping("ending")
-                    ending.set()
-
-            tasks.start_soon(listen, name="signals")
-            await be(notifier, ending)
-            tasks.cancel_scope.cancel()
-
-
-async def _be_the_node(settings: NodeSettings, notifier: Notifier, ending: anyio.Event) -> None:
-    async with open_node(settings) as node:
-        what = ", ".join(_roles(node))
-        log.info("ready: %s; proplet %s, broker %s", what, settings.node.id, node.broker_address)
-        notifier.ready(f"{what}; proplet {settings.node.id}")
-        interval_s = watchdog_interval_s()
-        while not ending.is_set():
-            with anyio.move_on_after(interval_s or float("inf")):
-                await ending.wait()
-            if interval_s and not ending.is_set():
-                await node.alive()
-                notifier.watchdog()
-
-
-async def _be_the_manager(settings: NodeSettings, notifier: Notifier, ending: anyio.Event) -> None:
-    from proplet.agent.app_cluster import ERRORS, open_cluster
-
-    address, key = settings.mqtt.address, settings.mqtt.client_key
-    own = settings.mqtt.client_id or settings.node.id
-    assert address is not None
-    with _as_node_errors(*ERRORS):
-        mqtt = parts.link_settings(settings, address, own, own, key.reveal() if key else "")
-        async with open_cluster(settings, mqtt):
-            log.info("starting manager: %s, broker %s", own, address)
-            notifier.ready(f"manager {own}")
-            await ending.wait()
-
-
-def _roles(node: Node) -> Iterator[str]:
-    yield "agent"
-    if node.broker_engine:
-        yield f"broker ({node.broker_engine})"
-    if node.settings.manager:
-        yield "manager"

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from proplet.agent import parts
 from proplet.agent.config_check import bind_address
 from proplet.agent.config_schema import KubernetesTable, NodeSettings
+from proplet.agent.link_parts import topics_of
 from proplet.agent.mqtt_model import MqttSettings
 from proplet.manager.cluster import ClusterSettings, Reign, lease_terms, open_cluster_manager
 from proplet.manager.exchange import Policy
@@ -46,7 +46,7 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
         lease = lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity, table.namespaces)
     return ClusterSettings(
         mqtt=mqtt,
-        topics=parts.topics_of(settings),
+        topics=topics_of(settings),
         manager_id=mqtt.client_id,
         access=access_of(table),
         group=table.group,

@@ -58,7 +58,7 @@ def manager(options: argparse.Namespace) -> int:
     log = logging.getLogger(__name__)
     for warning in (*loaded.warnings, *_ignored(options)):
         log.warning("%s", warning)
-    from proplet.agent.app import remove_finalizers, run_manager
+    from proplet.agent.daemon import remove_finalizers, run_manager
 
     return remove_finalizers(loaded.settings) if options.remove_finalizers else run_manager(loaded.settings)
 

@@ -30,7 +30,7 @@ def up(options: argparse.Namespace) -> int:
     log.info("%s", f"configuration: {', '.join(map(str, loaded.files))}" if loaded.files else "no configuration file")
     for warning in loaded.warnings:
         log.warning("%s", warning)
-    from proplet.agent.app import run
+    from proplet.agent.daemon import run
 
     return run(loaded.settings)
 

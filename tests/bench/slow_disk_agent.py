@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from proplet.agent import parts
+from proplet.agent import link_parts, parts
 from proplet.agent.config import load
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.core import Core
@@ -51,10 +51,10 @@ async def open_slow_journal(path: Path, fsync_s: float) -> AsyncIterator[SlowJou
 
 
 async def main(settings: NodeSettings, fsync_s: float) -> None:
-    mqtt, topics, about = settings.mqtt, parts.topics_of(settings), parts.presence_settings(settings)
+    mqtt, topics, about = settings.mqtt, link_parts.topics_of(settings), parts.presence_settings(settings)
     assert mqtt.address is not None
     assert mqtt.client_key is not None
-    link_settings = parts.link_settings(
+    link_settings = link_parts.link_settings(
         settings, mqtt.address, settings.node.id, settings.node.id, mqtt.client_key.reveal()
     )
     async with (
