@@ -1,6 +1,7 @@
 """What is forgotten so that a store stays bounded: finished Tasks and works, the longest finished first.
 
-What somebody still needs is kept: Tasks and rounds of works that have not ended, and Tasks that others wait for.
+What somebody still needs is kept: Tasks of works that have not ended, each job's newest round, and Tasks that others
+wait for. The other rounds go with their Tasks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,7 +59,10 @@ async def prune(store: Store, keep: int, *, before: float | None = None, keep_by
             keep = min(keep, count - 1)
     old = [task for task in finished[:keep] if before is not None and task.status.finished_at < before]
     await _delete(store, _old_works(works, keep))
-    return await _delete(store, [*old, *finished[keep:]])
+    count = await _delete(store, [*old, *finished[keep:]])
+    if count:
+        await _delete(store, _empty_rounds(works, (await store.list(Kind.TASK)).items))
+    return count
 
 
 async def _works(store: Store) -> list[_Work]:
@@ -85,6 +89,17 @@ def _old_works(works: list[_Work], keep: int) -> list[_Work]:
     ended = [work for work in works if work.status.phase in _ENDED and not _of_a_job(work)]
     ended.sort(key=_ended_at, reverse=True)
     return ended[keep:]
+
+
+def _empty_rounds(works: list[_Work], tasks: Iterable[Resource]) -> list[_Work]:
+    """The rounds that have ended and have no Tasks any more; the newest of each job is what the job goes on from."""
+    busy = {task.meta.owner.uid for task in tasks if task.meta.owner is not None}
+    rounds = [work for work in works if _of_a_job(work)]
+    newest = {
+        work.meta.owner.uid: work.meta.uid for work in rounds if work.meta.owner is not None
+    }  # in order of creation
+    kept = busy | set(newest.values())
+    return [work for work in rounds if work.status.phase in _ENDED and work.meta.uid not in kept]
 
 
 def _of_a_job(work: _Work) -> bool:

@@ -4,7 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from proplet.manager.model import JobSpec, JobStatus, Key, Kind, Meta, Owner, PropellerJob, Task, TaskStatus, WorkPhase
+from proplet.manager.model import (
+    JobSpec,
+    JobStatus,
+    Key,
+    Kind,
+    Meta,
+    Owner,
+    PropellerJob,
+    RoundStatus,
+    Task,
+    TaskStatus,
+    TrainingRound,
+    WorkPhase,
+)
 from proplet.manager.phases import Phase
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.store_retention import prune
@@ -92,3 +105,24 @@ async def test_jobs_that_ended_long_ago_are_forgotten_and_those_under_way_are_no
         await ended(store, name, at)
     await prune(store, 2)
     assert sorted(item.meta.name for item in (await store.list(Kind.JOB)).items) == ["b", "c", "under-way"]
+
+
+async def test_rounds_go_with_their_tasks_but_for_the_newest_of_each_job() -> None:
+    store = MemoryStore()
+    for number in range(3):
+        owner = Owner("FederatedJob", "f", "uid of f")
+        made = await store.create(TrainingRound(Meta(f"round-{number}", owner=owner)))
+        assert isinstance(made, TrainingRound)
+        await store.record(replace(made, status=RoundStatus(WorkPhase.COMPLETED, end_time=float(number))))
+        of = Owner("TrainingRound", made.meta.name, made.meta.uid)
+        await finished(store, f"task-{number}", float(number))
+        child = await store.get(Kind.TASK, Key(f"task-{number}"))
+        await store.put(replace(child, meta=replace(child.meta, owner=of)))  # type: ignore[type-var]
+
+    async def rounds() -> list[str]:
+        return [item.meta.name for item in (await store.list(Kind.ROUND)).items]
+
+    assert await prune(store, 2) == 1
+    assert await rounds() == ["round-1", "round-2"]
+    assert await prune(store, 0) == 2
+    assert await rounds() == ["round-2"]
