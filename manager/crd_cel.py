@@ -34,8 +34,7 @@ _BY_NAME: Final[Mapping[tuple[Kind, str], Rule]] = {
 def rule_of(kind: Kind, name: str, expression: str, *, at: str = "spec") -> CelRule:
     """The rule of ours called `name` as an expression at the path `at`; it has its message and its field."""
     rule = _BY_NAME[kind, name]
-    field = rule.path.removeprefix(at) if at else f".{rule.path}"
-    return CelRule(" ".join(expression.split()), rule.message, field)
+    return CelRule(" ".join(expression.split()), rule.message, rule.path.removeprefix(at))
 
 
 def given(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 
 from proplet.manager.crd_bounds import DURATION
 from proplet.manager.crd_cel import CelRule, given, rule_of
-from proplet.manager.crd_rules_task import TASK_RULES, TASK_SPEC_RULES
+from proplet.manager.crd_rules_task import AFTER_DISPATCH, TASK_GROUP_RULE, TASK_SPEC_RULES
 from proplet.manager.model import WORKS, Kind
 
 # --- Proplets ---------------------------------------------------------------------------------------------------------
@@ -111,10 +111,13 @@ _AFTER_START: Final = CelRule(
     ".spec",
 )
 
+# At the root are only rules that compare with what was: what breaks one of the others since before they were there, as
+# an object of the reference may, must stay writable where its status, or its finalizers, are concerned. The API server
+# sees to that, but only where the part that a rule is about has not changed.
 RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
     **{kind.value: (_AFTER_START,) for kind in WORKS},
-    "Task": TASK_RULES,
-    "Task.spec": TASK_SPEC_RULES,
+    "Task": (AFTER_DISPATCH,),
+    "Task.spec": (*TASK_SPEC_RULES, TASK_GROUP_RULE),
     "PropellerJob.spec.tasks[]": TASK_SPEC_RULES,
     "PropellerJob.spec": _JOB_RULES,
     "Proplet.spec": _PROPLET_RULES,

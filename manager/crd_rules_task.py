@@ -74,11 +74,9 @@ TASK_SPEC_RULES: Final = (
     ),
 )
 
-_GROUP: Final = rule_of(
-    Kind.TASK,
-    "dependencies have a group",
-    f"!{given('spec.dependsOn')} || {given('spec.workflowId')} || {given('spec.jobId')}",
-    at="",
+# Not of a job's tasks: they are the job's group.
+TASK_GROUP_RULE: Final = _task(
+    "dependencies have a group", f"!{given('dependsOn')} || {given('workflowId')} || {given('jobId')}"
 )
 
 
@@ -112,7 +110,7 @@ def _unchanged(name: str, shape: Shape) -> str:
 
 _FROZEN: Final = _frozen()
 
-_AFTER_DISPATCH: Final = CelRule(
+AFTER_DISPATCH: Final = CelRule(
     "self.spec == oldSelf.spec || !has(oldSelf.status)"
     " || !((has(oldSelf.status.attempts) && oldSelf.status.attempts > 0)"
     " || oldSelf.status.phase == 'scheduled' || oldSelf.status.phase == 'running')"
@@ -124,5 +122,3 @@ _AFTER_DISPATCH: Final = CelRule(
     "'the Task has been dispatched; what cannot change any more:'"
     + "".join(f" + (({expression}) ? '' : ' spec.{name}')" for name, expression in _FROZEN.items()),
 )
-
-TASK_RULES: Final = (_GROUP, _AFTER_DISPATCH)

@@ -19,6 +19,7 @@ from tests.cli.command import COMMAND
 from tests.manifests import strategies
 from tests.manifests.test_manifest_corpus import ACCEPT, REFUSE, SAMPLES
 from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer, KubectlError, open_api_server
+from tests.support.kubernetes_manager import eventually
 from tests.support.kubernetes_objects import await_served
 
 pytestmark = pytest.mark.kubernetes
@@ -440,6 +441,41 @@ def test_tables_have_the_tutorials_columns(server: ApiServer, space: str, home: 
     for kind, header in HEADERS.items():
         table = server.kubectl("get", f"{kind}.{OLD}", kubeconfig=home).splitlines()
         assert " ".join(table[0].split()) == header
+
+
+def test_an_object_from_before_the_rules_may_have_its_status_written_and_its_finalizers_removed(
+    server: ApiServer,
+) -> None:
+    group = "before.example.com"
+    strict = crd.definition(Kind.TASK, group)
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    loose = json.loads(json.dumps(strict))
+    for version in loose["spec"]["versions"]:
+        version["schema"] = {"openAPIV3Schema": {**anything, "properties": {"spec": anything, "status": anything}}}
+    server.kubectl("apply", "-f", "-", input=json.dumps(loose))
+    await_served(server, f"/apis/{group}/v1/tasks")
+    path = path_of("default", name="x", version=f"{group}/v1")
+    spec = {"name": "x", "priority": 500, "restartPolicy": "Sometimes", "dependsOn": ["a"], "inputs": [1]}
+    old = {"apiVersion": f"{group}/v1", "kind": "Task", "metadata": {"name": "x", "finalizers": ["a.b/c"]}}
+    server.call("POST", path.removesuffix("/x"), {**old, "spec": spec, "status": {"phase": "running"}})
+    server.kubectl("apply", "-f", "-", input=json.dumps(strict))
+    eventually(lambda: refuses(server, group), "the rules are in force")
+
+    done = patch(server, f"{path}/status", status={"phase": "completed", "attempts": 1, "results": "42"})
+    assert done["status"]["results"] == "42"
+    with pytest.raises(ApiError, match="less than or equal to 100"):
+        patch(server, path, spec={"priority": 400})
+    patch(server, path, metadata={"finalizers": None})
+    server.kubectl("delete", "crd", f"tasks.{group}", "--timeout=30s")
+
+
+def refuses(server: ApiServer, group: str) -> bool:
+    try:
+        body = {**task("wrong", priority=101), "apiVersion": f"{group}/v1"}
+        server.call("POST", path_of("default", version=f"{group}/v1") + "?dryRun=All", body)
+    except ApiError as refused:
+        return refused.status == 422
+    return False
 
 
 def test_a_job_has_a_short_name(server: ApiServer, space: str, home: Path) -> None:

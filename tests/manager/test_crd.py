@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proplet.manager import crd, crd_bounds, crd_rules, crd_rules_task, manifest, quantity, schedule
@@ -77,7 +77,7 @@ def test_what_only_a_standalone_node_knows_is_not_in_them() -> None:
 
 
 def test_every_field_of_a_task_that_is_not_editable_is_frozen_after_dispatch() -> None:
-    rule = next(rule for rule in crd_rules.RULES["Task"] if "oldSelf" in rule.expression)
+    rule = next(rule for rule in crd_rules.RULES["Task"] if rule.told)
     frozen = set(re.findall(r"' spec\.(\w+)'", rule.told))
     known = set(schemas(Kind.TASK)[0]["properties"]["spec"]["properties"])
     editable = {name for name in known if re.sub("([A-Z])", r"_\1", name).lower() in EDITABLE}
@@ -113,6 +113,7 @@ spans = st.from_regex(r"\A(([0-9]{0,3}(\.[0-9]{0,3})?)(ns|us|µs|ms|s|m|h|d| s)?
 
 @given(spans)
 def test_a_duration_is_one_to_the_api_server_when_it_is_one_to_us(text: str) -> None:
+    assume(not re.search("[0-9]{6}", text))  # far from our limit of 292 years, which a pattern cannot say
     value = read(quantity.parse_duration, text)
     assert (re.search(crd_bounds.DURATION, text) is not None) == (value is not None)
     if value is not None:
