@@ -1,10 +1,11 @@
-"""A TCP relay between a client and a server, whose connections can be cut."""
+"""A TCP relay between a client and a server, whose connections can be cut, and through which nothing may pass."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 
 class Relay:
@@ -16,6 +17,8 @@ class Relay:
         self._target = target
         self._again = anyio.Event()
         self._open: set[SocketStream] = set()
+        self._passable = anyio.Event()
+        self._passable.set()
 
     async def cut(self) -> None:
         """End every connection, as a network that fails does."""
@@ -28,8 +31,17 @@ class Relay:
         with anyio.fail_after(30):
             await self._again.wait()
 
+    async def hold(self) -> None:
+        """Let nothing pass any more, and tell nobody: as a network whose cable is out. What is sent waits."""
+        self._passable = anyio.Event()
+
+    async def release(self) -> None:
+        """Let everything pass again, with what has waited."""
+        self._passable.set()
+
     async def serve(self, near: SocketStream) -> None:
         self.connections += 1
+        await self._passable.wait()
         async with near, await anyio.connect_tcp("127.0.0.1", self._target) as far:
             self._open |= {near, far}
             self._again.set()
@@ -43,6 +55,7 @@ class Relay:
     async def _forward(self, source: SocketStream, to: SocketStream, scope: anyio.CancelScope) -> None:
         try:
             async for data in source:
+                await self._passable.wait()
                 await to.send(data)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
@@ -61,3 +74,31 @@ async def open_relay(target: int) -> AsyncIterator[Relay]:
         group.start_soon(listener.serve, relay.serve)
         yield relay
         group.cancel_scope.cancel()
+
+
+class RelayThread:
+    """A relay in a thread of its own, for tests without a loop."""
+
+    def __init__(self, relay: Relay, portal: BlockingPortal) -> None:
+        self.port = relay.port
+        self._relay = relay
+        self._portal = portal
+
+    def hold(self) -> None:
+        """Let nothing pass any more."""
+        self._portal.call(self._relay.hold)
+
+    def cut(self) -> None:
+        """End every connection."""
+        self._portal.call(self._relay.cut)
+
+    def release(self) -> None:
+        """Let everything pass again."""
+        self._portal.call(self._relay.release)
+
+
+@contextmanager
+def open_relay_thread(target: int) -> Iterator[RelayThread]:
+    """A relay on a free port, until the block ends."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(open_relay(target)) as relay:
+        yield RelayThread(relay, portal)

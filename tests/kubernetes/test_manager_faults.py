@@ -28,14 +28,17 @@ from tests.support.kubernetes_manager import (
     proplet_manifest,
     task_manifest,
 )
-from tests.support.mosquitto import MosquittoServer, mosquitto  # noqa: F401
+from tests.support.mosquitto import MosquittoServer
 from tests.support.node import NodeProcess
 
 
 @pytest.fixture
-def broker(request: pytest.FixtureRequest) -> MosquittoServer:
-    server: MosquittoServer = request.getfixturevalue("mosquitto")
-    return server
+def broker(tmp_path: Path) -> Iterator[MosquittoServer]:
+    """One that notes who connects."""
+    server = MosquittoServer(tmp_path / "broker", extra=["connection_messages true"])
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +291,7 @@ def test_a_leader_that_was_frozen_finds_out_and_leaves_the_broker_to_the_next(
             assert space.until("tasks", name, "completed")["results"] == "42"
         assert second.metric("proplet_leader") == 1
         assert one_run_each(device)
+    assert takeovers(broker) == 1  # the broker ended the connection that the frozen one still had
 
 
 @pytest.mark.slow
