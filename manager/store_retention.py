@@ -1,9 +1,10 @@
 """What is forgotten so that a store stays bounded: finished Tasks and works, the longest finished first.
 
-What somebody still needs is kept: Tasks of works that have not ended, each job's newest round, and Tasks that others
+What somebody still needs is kept: Tasks of works that have not ended, each job's newest rounds, and Tasks that others
 wait for. The other rounds go with their Tasks.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, cast
 
@@ -14,6 +15,7 @@ from proplet.manager.phases import TERMINAL
 from proplet.manager.ports import ConflictError, NotFoundError, Store, StoreUnavailableError
 from proplet.manager.store_weight import Scale
 
+_ROUNDS: Final = 2  # of each job, whatever is left of them
 _AT_ONCE: Final = 64  # deletions, which share commits
 _ENDED: Final = frozenset({WorkPhase.COMPLETED, WorkPhase.FAILED})
 
@@ -92,14 +94,16 @@ def _old_works(works: list[_Work], keep: int) -> list[_Work]:
 
 
 def _empty_rounds(works: list[_Work], tasks: Iterable[Resource]) -> list[_Work]:
-    """The rounds that have ended and have no Tasks any more; the newest of each job is what the job goes on from."""
+    """The rounds that have ended and have no Tasks any more; but each job's newest two."""
     busy = {task.meta.owner.uid for task in tasks if task.meta.owner is not None}
+    newest = Counter[str]()
     rounds = [work for work in works if _of_a_job(work)]
-    newest = {
-        work.meta.owner.uid: work.meta.uid for work in rounds if work.meta.owner is not None
-    }  # in order of creation
-    kept = busy | set(newest.values())
-    return [work for work in rounds if work.status.phase in _ENDED and work.meta.uid not in kept]
+    for work in reversed(rounds):  # a job goes on from its newest, or is about to leave the one before
+        owner = work.meta.owner.uid if work.meta.owner is not None else ""
+        if newest[owner] < _ROUNDS:
+            newest[owner] += 1
+            busy.add(work.meta.uid)
+    return [work for work in rounds if work.status.phase in _ENDED and work.meta.uid not in busy]
 
 
 def _of_a_job(work: _Work) -> bool:

@@ -107,9 +107,9 @@ async def test_jobs_that_ended_long_ago_are_forgotten_and_those_under_way_are_no
     assert sorted(item.meta.name for item in (await store.list(Kind.JOB)).items) == ["b", "c", "under-way"]
 
 
-async def test_rounds_go_with_their_tasks_but_for_the_newest_of_each_job() -> None:
+async def test_rounds_go_with_their_tasks_but_for_the_newest_two_of_each_job() -> None:
     store = MemoryStore()
-    for number in range(3):
+    for number in range(4):
         owner = Owner("FederatedJob", "f", "uid of f")
         made = await store.create(TrainingRound(Meta(f"round-{number}", owner=owner)))
         assert isinstance(made, TrainingRound)
@@ -122,7 +122,7 @@ async def test_rounds_go_with_their_tasks_but_for_the_newest_of_each_job() -> No
     async def rounds() -> list[str]:
         return [item.meta.name for item in (await store.list(Kind.ROUND)).items]
 
-    assert await prune(store, 2) == 1
-    assert await rounds() == ["round-1", "round-2"]
-    assert await prune(store, 0) == 2
-    assert await rounds() == ["round-2"]
+    assert await prune(store, 3) == 1
+    assert await rounds() == ["round-1", "round-2", "round-3"]
+    assert await prune(store, 0) == 3
+    assert await rounds() == ["round-2", "round-3"]
