@@ -7,9 +7,10 @@ cluster is configured and not before. Its typed models would take as much again:
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,17 +112,38 @@ def _cut(connection: Any) -> None:
             socket.socket.shutdown(opened, socket.SHUT_RDWR)
 
 
-def make_client(access: Access, sockets: Sockets, connections: int) -> Any:
-    """Return the `ApiClient` for a cluster, with a pool of `connections`; its connections are told to `sockets`.
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The Kubernetes client for one cluster. `renew` reads its credentials again, for when they were refused."""
+
+    api: Any
+    renew: Callable[[], None]
+
+
+def make_client(access: Access, sockets: Sockets, connections: int) -> Client:
+    """Return a client with a pool of `connections`; these are told to `sockets`.
 
     Raises:
         AccessError: it is not known how to reach a cluster.
     """
-    from kubernetes import client, config
+    from kubernetes import client
+
+    configuration = client.Configuration()
+    _load(access, configuration)
+    configuration.connection_pool_maxsize = connections
+    configuration.retries = False  # who calls knows what may be done twice
+    configuration.socket_options = list(_SOCKET_OPTIONS)
+    api = client.ApiClient(configuration)
+    _track(api.rest_client.pool_manager, sockets)
+    return Client(api, partial(_load, access, configuration))
+
+
+def _load(access: Access, configuration: Any) -> None:
+    """Read where the cluster is, and who we are. Raises AccessError."""
+    from kubernetes import config
     from yaml import YAMLError
 
     loading: Any = config  # it has no types
-    configuration = client.Configuration()
     try:
         if access.in_cluster:
             account = access.service_account
@@ -137,12 +159,6 @@ def make_client(access: Access, sockets: Sockets, connections: int) -> Any:
     except (config.ConfigException, YAMLError, OSError, ValueError, TypeError) as error:
         where = "the pod's service account" if access.in_cluster else str(access.kubeconfig or "the kubeconfig")
         raise AccessError(f"{where} does not say how to reach a cluster: {error}") from error
-    configuration.connection_pool_maxsize = connections
-    configuration.retries = False  # who calls knows what may be done twice
-    configuration.socket_options = list(_SOCKET_OPTIONS)
-    api = client.ApiClient(configuration)
-    _track(api.rest_client.pool_manager, sockets)
-    return api
 
 
 def _track(manager: Any, sockets: Sockets) -> None:

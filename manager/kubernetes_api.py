@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from anyio import CapacityLimiter, to_thread
 
-from proplet.manager.kubernetes_access import Access, Sockets, make_client, reaching
+from proplet.manager.kubernetes_access import Access, Client, Sockets, make_client, reaching
 from proplet.manager.kubernetes_errors import UnreadableError, event_error, refusal
 from proplet.manager.ports import StoreUnavailableError
 
@@ -104,8 +104,9 @@ class Stream:
 class KubernetesApi:
     """One connection pool to one API server; made by `open_api`. Its blocking methods are for threads."""
 
-    def __init__(self, client: Any, sockets: Sockets, writers: int, watches: int) -> None:
-        self._client = client
+    def __init__(self, client: Client, sockets: Sockets, writers: int, watches: int) -> None:
+        self._client = client.api
+        self._renew = client.renew
         self._sockets = sockets
         self._writers = CapacityLimiter(writers)
         self.watches = CapacityLimiter(watches)
@@ -255,19 +256,25 @@ class KubernetesApi:
             stream.end()
 
     def _send(self, request: _Request, timeout: tuple[float, float]) -> Any:
-        body = request.body
-        headers = {"Accept": _JSON} if body is None else {"Accept": _JSON, "Content-Type": request.content_type}
-        path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
         with reaching(request.what):
-            # Past the client's serialization, which copies documents that are plain already.
-            headers.update(self._credentials())
-            url = self._client.configuration.host + path
-            response = self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
-            if response.status == 401:
+            response = self._send_once(request, timeout)
+            if response.status == 401:  # a token was replaced, which is read only every minute; nothing was done
+                response.read()
+                self._renew()
                 self._credentials_until = -math.inf
+                response = self._send_once(request, timeout)
             if response.status >= 400:
                 raise refusal(response.status, response.read(), request.what)
         return response
+
+    def _send_once(self, request: _Request, timeout: tuple[float, float]) -> Any:
+        body = request.body
+        headers = {"Accept": _JSON} if body is None else {"Accept": _JSON, "Content-Type": request.content_type}
+        path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
+        # Past the client's serialization, which copies documents that are plain already.
+        headers.update(self._credentials())
+        url = self._client.configuration.host + path
+        return self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
 
     def _credentials(self) -> Mapping[str, str]:
         """The headers that say who we are. A token is asked for every few seconds: it may be replaced at any time."""

@@ -38,6 +38,21 @@ async def test_inside_a_pod_the_service_account_is_used(
             await api.run(api.get, MAPS, namespace, "none")
 
 
+async def test_credentials_that_are_refused_are_read_again(
+    api_server: ApiServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("of yesterday")
+    (tmp_path / "ca.crt").write_bytes(api_server.ca_file.read_bytes())
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api_server.port))
+    async with open_api(Access(service_account=tmp_path)) as api:
+        with pytest.raises(RefusedError, match="credentials"):
+            await api.run(api.get, MAPS, namespace, "none")
+        (tmp_path / "token").write_text(api_server.admin_token)
+        with pytest.raises(NotFoundError):
+            await api.run(api.get, MAPS, namespace, "none")
+
+
 async def test_a_context_of_the_kubeconfig_can_be_chosen(api_server: ApiServer, namespace: str, tmp_path: Path) -> None:
     content = json.loads(api_server.kubeconfig.read_text())
     content["contexts"].append({"name": "other", "context": {"cluster": "test", "user": "nobody"}})
