@@ -4,12 +4,13 @@ The controller and the roster say what a record was before and is now; what has 
 are news, not state: one that is lost is not told again either, the conditions say the same.
 
 Where an event costs as much as a record (a cluster), a first attempt that ends well and soon is no news: nothing is
-told of it. One that lasts is told of once it does.
+told of it. One that lasts is told of when it is marked as such (`deletion`).
 """
 
 from typing import Final
 
 from proplet.manager import conditions
+from proplet.manager.deletion import is_marked
 from proplet.manager.model import Condition, Proplet, PropletPhase, Resource, Task, TaskStatus
 from proplet.manager.phases import Phase
 from proplet.manager.ports import EventSink
@@ -31,11 +32,11 @@ class NoEvents:
 
 
 class Announcer:
-    """Tells a sink. `brief_s`: how soon a Task has to end well for nothing to be told of it; 0: it always is."""
+    """Tells a sink. `sparing`: not of the success of a Task that never was marked as one that lasts."""
 
-    def __init__(self, sink: EventSink | None = None, brief_s: float = 0.0) -> None:
+    def __init__(self, sink: EventSink | None = None, *, sparing: bool = False) -> None:
         self._sink = sink or NoEvents()
-        self._brief_s = brief_s
+        self._sparing = sparing
 
     def task(self, before: Task, after: Task) -> None:
         """A Task's status was recorded."""
@@ -43,25 +44,24 @@ class Announcer:
         if now.failures > was.failures:
             where = was.assigned_proplet or was.proplet_id or "its proplets"
             self._sink.emit(after, "Lost", f"attempt {was.attempt} on {where} ended without a result", warning=True)
-        if now.attempt > was.attempt and not (self._may_be_brief(after) and _waits(was) is None):
+        if now.attempt > was.attempt and (not self._may_be_brief(after) or _waits(was)):
             self._dispatched(after)
         if now.phase is Phase.PENDING:
             self._pending(after, _scheduled(was), _scheduled(now))
-        brief = self._may_be_brief(after) and now.finished_at - now.dispatched_at < self._brief_s
-        if now.phase is Phase.COMPLETED and brief:
+        if now.phase is Phase.COMPLETED and self._may_be_brief(after) and not is_marked(after):
             return
         if now.phase in _ENDS and (was.phase is not now.phase or was.attempt != now.attempt):
             reason, warning = _ENDS[now.phase]
             self._sink.emit(after, reason, _ending(after, now), warning=warning)
 
     def lasting(self, task: Task) -> None:
-        """A Task is under way for longer than what is brief."""
+        """A Task under way was marked."""
         if self._may_be_brief(task):
             self._dispatched(task)
 
     def _may_be_brief(self, task: Task) -> bool:
         first = task.status.attempt == 1 and not task.status.failures
-        return self._brief_s > 0 and first and not task.spec.daemon and not task.spec.broadcast
+        return self._sparing and first and not task.spec.daemon and not task.spec.broadcast
 
     def _dispatched(self, task: Task) -> None:
         status = task.status
@@ -93,10 +93,10 @@ def _scheduled(status: TaskStatus) -> Condition | None:
     return next((one for one in status.conditions if one.type == conditions.SCHEDULED), None)
 
 
-def _waits(status: TaskStatus) -> Condition | None:
-    """The condition that says why it waits, if it does."""
+def _waits(status: TaskStatus) -> bool:
+    """Whether it was told why it waits."""
     shown = _scheduled(status)
-    return shown if shown is not None and not shown.status and shown.message else None
+    return shown is not None and not shown.status and bool(shown.message)
 
 
 def _ending(task: Task, status: TaskStatus) -> str:

@@ -95,7 +95,7 @@ class Controller:
             self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks
         )
         self._registry = Registry(self._fleet, self._policy, not_proplets, membership, book.assigned)
-        self._announcer = Announcer(events, self._policy.finalize_after_s if self._policy.finalizers else 0.0)
+        self._announcer = Announcer(events, sparing=self._policy.finalizers)
         self._roster = Roster(store, self._registry, self._now, self._on_proplet_news, self._announcer)
         self._observed = Observed()
         self._errands = Errands(self._policy)
