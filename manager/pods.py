@@ -136,7 +136,7 @@ class Pods:
             try:
                 await self._look_at(Key(*name.split("/", 1)[::-1]))
                 self._waiting.discard(name)
-            except (ConflictError, AlreadyExistsError):
+            except ConflictError:
                 self._queue.add(name)
             except StoreError as error:
                 log.warning("the Deployments of Proplet %s cannot be kept now: %s", name, error)
@@ -219,7 +219,7 @@ class Pods:
                 return
             if live["spec"]["selector"] != document["spec"]["selector"]:  # the reference's; a selector never changes
                 await self._delete(live)
-                raise ConflictError(f"the Deployment {key} is made anew")
+                raise StoreUnavailableError(f"the Deployment {key} is made anew")
         query = {"fieldManager": MANAGER, "force": "true"}
         path, what = DEPLOYMENTS.path(key.namespace, key.name), f"apply Deployment {key}"
         done = await self._api.run(
@@ -262,7 +262,12 @@ class Pods:
             elif (spec := wanted.pop(other.meta.name).spec) != other.spec:
                 await self._store.put(replace(other, spec=spec))
         for made in wanted.values():
-            await self._store.create(made)
+            try:
+                await self._store.create(made)
+            except AlreadyExistsError:
+                self._waiting.add(f"?{_name(proplet.meta.key)}")
+                text = f"there is another Proplet {made.meta.name}: no Task is placed on the replica of that name"
+                self._tell(proplet, "NameTaken", text)
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -274,8 +279,7 @@ class Pods:
         for item in (await self._store.list(Kind.PROPLET)).items:
             other = cast("Proplet", item)
             if other.meta.owner is not None and other.meta.owner.uid == uid and sibling_of(other) is not None:
-                replica = int(other.meta.labels.get(REPLICA_LABEL, "0"))
-                own = [d for d in found if replica_of(d) == replica]
+                own = [d for d in found if str(replica_of(d)) == other.meta.labels.get(REPLICA_LABEL)]
                 await self._record(other.meta.key, own, 1, "", "")
 
     async def _record(self, key: Key, found: Sequence[Document], wanted: int, problem: str, refused: str) -> None:

@@ -205,6 +205,12 @@ def test_a_deployment_of_somebody_else_is_left_alone(
     cluster = Cluster(space)
     foreign = ["create", "deployment", "farm-proplet", "--image=example.org/other:1"]
     space.kubectl(*foreign)
+    space.apply(proplet_manifest("barn-1", "somebody", broker.address))  # the name of a replica
+    secret(space, "identities", proplet_1="one", proplet_2="two")
+    space.apply({**pod_proplet(space, broker, "barn", replicas=2, identitiesSecretRef={"name": "identities"})})
+    eventually(lambda: "NameTaken" in space.kubectl("get", "events"))
+    assert space.get("proplets", "barn-1")["spec"]["type"] == "external"
+    space.kubectl("delete", "proplet", "barn")
     space.apply(pod_proplet(space, broker))
     eventually(lambda: space.condition("proplets", "farm", "Ready").get("reason") == "DeploymentRefused")
     assert cluster.get("farm-proplet")["spec"]["template"]["spec"]["containers"][0]["image"] == "example.org/other:1"
