@@ -3,36 +3,28 @@
 Every call blocks one thread; `KubernetesApi` runs at most `writers` of them at once, and one more for every watch.
 """
 
-import json
-import math
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from anyio import CapacityLimiter, to_thread
 
-from proplet.manager.kubernetes_access import Access, Client, Sockets, make_client, reaching
-from proplet.manager.kubernetes_errors import UnreadableError, event_error, refusal
-from proplet.manager.ports import StoreUnavailableError
+from proplet.manager.kubernetes_access import Access, Sockets, make_client
+from proplet.manager.kubernetes_errors import event_error
+from proplet.manager.kubernetes_transport import JSON, Document, Request, Stream, Transport
+
+__all__ = ["Collection", "Document", "KubernetesApi", "Stream", "open_api"]
 
 T = TypeVar("T")
-Document = dict[str, Any]
 
 WRITERS: Final = 8
 WATCHES: Final = 16
 MERGE: Final = "application/merge-patch+json"
-_JSON: Final = "application/json"
-_TIMEOUT_S: Final = (5.0, 20.0)  # to connect, and to wait for (more of) an answer
-# A watch hears a bookmark every minute at the latest; when it does not, its connection is dead.
-_WATCH_TIMEOUT_S: Final = (5.0, 100.0)
 _WATCH_FOR_S: Final = 600  # the server ends a watch after that; it is opened anew at its last version
 _PAGE: Final = 100  # objects; one with a module in it can have a megabyte
-_CREDENTIALS_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,62 +53,18 @@ class Collection:
         return "/".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    method: str
-    path: str
-    what: str
-    body: Document | None = None
-    query: Mapping[str, Any] = field(default_factory=dict)
-    content_type: str = _JSON
-
-
-class Stream:
-    """One watch, read in one thread; `close` may be called from any, and ends the reading."""
-
-    def __init__(self, sockets: Sockets) -> None:
-        self._sockets = sockets
-        self._lock = threading.Lock()
-        self._thread: int | None = None
-        self.closed = False
-
-    def begin(self) -> bool:
-        """The calling thread reads from now on; false when it was closed before."""
-        with self._lock:
-            if not self.closed:
-                self._thread = threading.get_ident()
-            return not self.closed
-
-    def end(self) -> None:
-        """The calling thread reads no more."""
-        with self._lock:
-            self._thread = None
-        self._sockets.leave()
-
-    def close(self) -> None:
-        """End it, whatever it waits for."""
-        with self._lock:
-            self.closed = True
-            if self._thread is not None:
-                self._sockets.cut(self._thread)
-
-
 class KubernetesApi:
     """One connection pool to one API server; made by `open_api`. Its blocking methods are for threads."""
 
-    def __init__(self, client: Client, sockets: Sockets, writers: int, watches: int) -> None:
-        self._client = client.api
-        self._renew = client.renew
-        self._sockets = sockets
+    def __init__(self, transport: Transport, writers: int, watches: int) -> None:
+        self._transport = transport
         self._writers = CapacityLimiter(writers)
         self.watches = CapacityLimiter(watches)
         self._expected = 0
-        self._known_credentials: Mapping[str, str] = {}
-        self._credentials_until = -math.inf
 
     def stream(self) -> Stream:
         """Return what one watch is read through."""
-        return Stream(self._sockets)
+        return self._transport.stream()
 
     def expect_watches(self, count: int) -> None:
         """Make room for that many more watches, which take a slot for as long as they last."""
@@ -143,7 +91,7 @@ class KubernetesApi:
         body: Document | None = None,
         *,
         query: Mapping[str, Any] | None = None,
-        content_type: str = _JSON,
+        content_type: str = JSON,
         what: str = "",
     ) -> Document:
         """Send a request and return the answer.
@@ -154,14 +102,7 @@ class KubernetesApi:
             RefusedError: it was refused. StoreUnavailableError: the server cannot be reached or fails.
             UnreadableError: the answer is no JSON object.
         """
-        what = what or f"{method} {path}"
-        try:
-            response = self._send(_Request(method, path, what, body, query or {}, content_type), _TIMEOUT_S)
-            with reaching(what):
-                data = response.read()
-        finally:
-            self._sockets.leave()
-        return _object(data, what)
+        return self._transport.ask(Request(method, path, what or f"{method} {path}", body, query or {}, content_type))
 
     def pages(self, collection: Collection, namespace: str | None = None) -> Iterator[Document]:
         """Yield the pages of a list of all objects, all as of one version. Raises as `request`."""
@@ -218,7 +159,7 @@ class KubernetesApi:
 
     def watch(
         self, stream: Stream, collection: Collection, namespace: str | None, version: str
-    ) -> Iterator[list[Document]]:
+    ) -> Generator[list[Document]]:
         """Yield the events after `version`, those that came together in one list, until the server or `stream` ends it.
 
         The first list is empty: it tells that the watch is open.
@@ -235,59 +176,17 @@ class KubernetesApi:
         if collection.selector:
             query["labelSelector"] = collection.selector
         what = f"watch {collection.plural}"
-        if not stream.begin():
-            return
-        try:
-            response = self._send(_Request("GET", collection.path(namespace), what, query=query), _WATCH_TIMEOUT_S)
-            yield []  # it is open
-            try:
-                for lines in _lines(response.response, what):
-                    events = [_object(line, what) for line in lines]
-                    for event in events:
-                        if event.get("type") == "ERROR":
-                            raise event_error(event.get("object"), what)
-                    yield events
-            finally:
-                response.response.close()
-        except StoreUnavailableError:
-            if not stream.closed:
-                raise
-        finally:
-            stream.end()
-
-    def _send(self, request: _Request, timeout: tuple[float, float]) -> Any:
-        with reaching(request.what):
-            response = self._send_once(request, timeout)
-            if response.status == 401:  # a token was replaced, which is read only every minute; nothing was done
-                response.read()
-                self._renew()
-                self._credentials_until = -math.inf
-                response = self._send_once(request, timeout)
-            if response.status >= 400:
-                raise refusal(response.status, response.read(), request.what)
-        return response
-
-    def _send_once(self, request: _Request, timeout: tuple[float, float]) -> Any:
-        body = request.body
-        headers = {"Accept": _JSON} if body is None else {"Accept": _JSON, "Content-Type": request.content_type}
-        path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
-        # Past the client's serialization, which copies documents that are plain already.
-        headers.update(self._credentials())
-        url = self._client.configuration.host + path
-        return self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
-
-    def _credentials(self) -> Mapping[str, str]:
-        """The headers that say who we are. A token is asked for every few seconds: it may be replaced at any time."""
-        now = time.monotonic()
-        if now >= self._credentials_until:
-            serialized = self._client.param_serialize("GET", "/", header_params={}, auth_settings=["BearerToken"])
-            self._known_credentials, self._credentials_until = serialized[2], now + _CREDENTIALS_S
-        return self._known_credentials
+        request = Request("GET", collection.path(namespace), what, query=query)
+        with closing(self._transport.listen(stream, request)) as answer:
+            for events in answer:
+                for event in events:
+                    if event.get("type") == "ERROR":
+                        raise event_error(event.get("object"), what)
+                yield events
 
     def close(self) -> None:
         """Close the sockets: whatever still waits on one fails at once, and nothing is sent any more."""
-        self._sockets.close()
-        self._client.close()
+        self._transport.close()
 
 
 @asynccontextmanager
@@ -301,35 +200,11 @@ async def open_api(access: Access, *, writers: int = WRITERS, watches: int = WAT
     """
     sockets = Sockets()
     client = await to_thread.run_sync(make_client, access, sockets, writers + watches)
-    api = KubernetesApi(client, sockets, writers, watches)
+    api = KubernetesApi(Transport(client, sockets), writers, watches)
     try:
         yield api
     finally:
         api.close()
-
-
-def _lines(response: Any, what: str) -> Iterator[list[bytes]]:
-    """The lines of an answer as they come, those that came together in one list."""
-    rest = b""
-    while True:
-        with reaching(what):
-            data = response.read1(65536)
-        if not data:
-            return
-        *lines, rest = (rest + data).split(b"\n")
-        whole = [line for line in lines if line]
-        if whole:
-            yield whole
-
-
-def _object(data: bytes, what: str) -> Document:
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise UnreadableError(f"{what}: the answer is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise UnreadableError(f"{what}: the answer is no object")
-    return document
 
 
 def _what(verb: str, collection: Collection, namespace: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """One list and watch after it, for ever: what keeps a cache of one kind in one namespace (or in all) up to date."""
 
+import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -89,8 +90,10 @@ class Reflector:
 
     def _read_watch(self, stream: Stream) -> None:
         """In the thread."""
-        for events in self._api.watch(stream, self._collection, self._namespace, str(self._version)):
-            from_thread.run_sync(self._take, events)
+        watch = self._api.watch(stream, self._collection, self._namespace, str(self._version))
+        with contextlib.closing(watch) as answer:  # in this thread, also when what comes cannot be taken
+            for events in answer:
+                from_thread.run_sync(self._take, events)
 
     def _take(self, events: list[Document]) -> None:
         changes = [change for change in map(self._change, events) if change is not None]
