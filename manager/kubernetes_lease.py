@@ -72,6 +72,7 @@ class Lease:
         self._seen: Document | None = None
         self._seen_at = 0.0
         self._renewed_at = 0.0
+        self._complaint = ""
         self.holder = ""  # who holds it, as last seen
 
     async def acquire(self) -> None:
@@ -115,11 +116,15 @@ class Lease:
     async def attempt(self) -> bool:
         """Take or renew it, if it is ours, free or abandoned; whether that succeeded."""
         try:
-            return await self._attempt()
+            done = await self._attempt()
+            self._complaint = ""
+            return done
         except (ConflictError, AlreadyExistsError):
             return False  # somebody wrote it between our look and our write; the next look tells who
         except StoreError as error:
-            log.warning("the lease %s: %s", self._name, error)
+            if str(error) != self._complaint:  # once, and not at every try
+                self._complaint = str(error)
+                log.warning("the lease %s: %s", self._name, error)
             return False
 
     async def _attempt(self) -> bool:
