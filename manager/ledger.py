@@ -4,9 +4,10 @@ Place in the flow: the controller says which task and what it was told; here it 
 recorded with the version that was decided over, and announced. What is to be sent is the controller's business.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Final, cast
 
 from proplet.manager.announcer import Announcer
 from proplet.manager.book import Book
@@ -14,8 +15,12 @@ from proplet.manager.core import UNDER_WAY, settle
 from proplet.manager.deletion import with_mark
 from proplet.manager.exchange import Decision, Moment, Signal
 from proplet.manager.model import Kind, Task
-from proplet.manager.ports import ConflictError, NotFoundError, Store
+from proplet.manager.ports import ConflictError, NotFoundError, Store, StoreUnavailableError
 from proplet.manager.world import World
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = 1.0
 
 
 class Ledger:
@@ -61,8 +66,14 @@ class Ledger:
             self._announcer.task(task, recorded)
         elif decision.delete:
             await self._store.delete(Kind.TASK, task.meta.key, task.meta.version)
-        if decision.mark is not None:
+        if decision.mark is None:
+            return decision
+        try:
             await self._mark(task.id, marked=decision.mark)
+        except StoreUnavailableError as error:
+            # What was told is in the record already: it must not be told again. Only the mark is still to be put.
+            log.warning("task %s cannot be marked now: %s", task.meta.key, error)
+            return replace(decision, mark=None, wake=min(decision.wake, self._now().mono + RETRY_S))
         return decision
 
     async def _mark(self, uid: str, *, marked: bool) -> None:

@@ -12,7 +12,7 @@ from proplet.manager.deletion import FINALIZER
 from proplet.manager.membership import Membership
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSelector, PropletSpec, Resource, Task
 from proplet.manager.phases import TERMINAL, Phase
-from proplet.manager.ports import NotFoundError
+from proplet.manager.ports import NotFoundError, StoreUnavailableError
 from proplet.manager.store_memory import MemoryStore
 from tests.manager.fakes import FAST, Node, eventually, open_node
 
@@ -179,6 +179,32 @@ async def test_a_short_task_is_written_twice_and_one_that_lasts_is_marked() -> N
         pi.finish(lasting.id)
         await node.until("lasting", lambda t: t.status.phase in TERMINAL and not t.meta.finalizers)
         assert store.of("lasting") == ["record", "record", "put", "record", "put"]
+
+
+class ForgetfulStore(MemoryStore):
+    """Cannot write meta and spec for a while."""
+
+    away = 0
+
+    async def put(self, resource: Resource) -> Resource:
+        if self.away > 0:
+            self.away -= 1
+            raise StoreUnavailableError("the server is away")
+        return await super().put(resource)
+
+
+async def test_a_mark_that_cannot_be_put_or_taken_off_now_is_later_and_nothing_counts_twice() -> None:
+    store = ForgetfulStore()
+    async with open_node(store, policy=CLUSTER) as node:
+        pi = node.proplet("pi-1")
+        store.away = 1
+        daemon = await node.create("daemon", daemon=True)
+        await eventually(lambda: bool(pi.held))
+        assert (await node.get("daemon")).meta.finalizers == (FINALIZER,)
+        store.away = 1
+        pi.finish(daemon.id)
+        done = await node.until("daemon", lambda t: t.status.phase is Phase.COMPLETED and not t.meta.finalizers)
+        assert (done.status.attempt, store.away, pi.acks > 0) == (1, 0, True)
 
 
 async def test_deleting_a_task_that_lasts_waits_for_its_end() -> None:
