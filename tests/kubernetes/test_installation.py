@@ -130,7 +130,8 @@ def test_its_permissions_are_enough_for_the_manager_and_no_more(
         cluster = Cluster(space)
         space.apply(pod_proplet(space, broker, replicas=2, identitiesSecretRef={"name": "identities"}))
         eventually(lambda: {"farm-proplet", "farm-proplet-1"} <= set(cluster.names()), manager.log[-2000:])
-        eventually(lambda: "PropletOnline" in space.kubectl("get", "events"), "it tells events")
+        space.apply(task_manifest("lost", propletSelector={"propletId": "nobody"}))
+        eventually(lambda: "task/lost" in space.kubectl("get", "events").lower(), f"it tells events: {manager.log}")
         assert "grant it with a Role" not in manager.log, manager.log
     denied = ("list secrets", "get pods", "create pods", "delete namespaces", "get configmaps", "update deployments")
     for verb, what in (pair.split() for pair in (*denied, f"delete propellerjobs.{GROUP}")):
