@@ -157,6 +157,8 @@ class Roster:
             await self._save(replace(proplet, status=wanted), recorded=recorded)
 
     async def _save(self, proplet: Proplet, *, recorded: bool) -> None:
+        # Before the write: the watch may tell of it before it returns.
+        before = self._registry.known(proplet.id) if recorded else None
         try:
             written = cast("Proplet", await (self._store.record if recorded else self._store.create)(proplet))
         except ConflictError:
@@ -166,7 +168,6 @@ class Roster:
         except AlreadyExistsError:
             await self._another_has_its_name(proplet)
         else:
-            before = self._registry.known(proplet.id) if recorded else None
             self._registry.learn(written, self._now())
             self._announcer.proplet(before[0] if before is not None else None, written)
             if not recorded:
