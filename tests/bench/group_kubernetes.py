@@ -170,6 +170,8 @@ def _cpu_of_servers() -> dict[str, float]:
     """CPU time so far, in seconds, of every program that this one runs now, by what it is."""
     found = dict[str, float]()
     for child in psutil.Process().children():
+        if child.status() == psutil.STATUS_ZOMBIE:
+            continue
         words, times = child.cmdline(), child.cpu_times()
         name = next((word for word in words if word in ("manager", "up")), child.name())
         found[name] = found.get(name, 0.0) + times.user + times.system
