@@ -74,9 +74,12 @@ class DeploymentFeed:
                     self._list, namespace, abandon_on_cancel=True, limiter=self._api.watches
                 )
                 while True:
-                    version = await self._follow(namespace, version)
+                    before, version = version, await self._follow(namespace, version)
+                    told = ""
+                    if version == before:  # a server that ends every watch at once is not asked in a loop
+                        await anyio.sleep(RETRY_S)
             except GoneError:
-                continue
+                await anyio.sleep(RETRY_S)
             except StoreError as error:
                 if told != str(error):  # not every two seconds, where the manager may not see Deployments at all
                     told = str(error)

@@ -6,6 +6,7 @@ a GET's first line, answers once and closes; what is sent to it cannot change an
 
 import logging
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -79,9 +80,8 @@ async def open_site(site: Site) -> AsyncIterator[int]:
     except (OSError, ssl.SSLError) as error:
         where = f"{site.host}:{site.port}"
         raise HealthError(f"{where} cannot be listened on ({error}): choose another {site.setting}, or 0") from error
-    limit = anyio.CapacityLimiter(_CONNECTIONS)
     async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, partial(_serve, site.pages, tls, limit))
+        tasks.start_soon(listener.serve, partial(_serve, site.pages, tls, deque()))
         yield int(listener.extra(SocketAttribute.local_port))  # noqa: S610 - no Django here
         tasks.cancel_scope.cancel()
 
@@ -93,18 +93,24 @@ def _tls(files: tuple[str, str]) -> ssl.SSLContext:
 
 
 async def _serve(
-    pages: Mapping[str, Page], tls: ssl.SSLContext | None, limit: anyio.CapacityLimiter, raw: SocketStream
+    pages: Mapping[str, Page], tls: ssl.SSLContext | None, open_ones: deque[anyio.CancelScope], raw: SocketStream
 ) -> None:
     async with raw:
         try:
-            with anyio.move_on_after(PATIENCE_S):
-                async with limit:
-                    stream: ByteStream = raw
-                    if tls is not None:
-                        stream = await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
-                    await stream.send(_response(pages, await _request(stream)))
+            with anyio.move_on_after(PATIENCE_S) as scope:
+                # The oldest goes: who asks is done in no time, who only holds connections must not keep a probe out.
+                if len(open_ones) >= _CONNECTIONS:
+                    open_ones.popleft().cancel()
+                open_ones.append(scope)
+                stream: ByteStream = raw
+                if tls is not None:
+                    stream = await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
+                await stream.send(_response(pages, await _request(stream)))
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
             pass  # it went away
+        finally:
+            if scope in open_ones:
+                open_ones.remove(scope)
 
 
 async def _request(stream: ByteStream) -> bytes:

@@ -20,7 +20,7 @@ import anyio
 from proplet.manager.kubernetes_api import Collection, Document, KubernetesApi
 from proplet.manager.kubernetes_errors import RefusedError
 from proplet.manager.manifest import GROUPS
-from proplet.manager.model import Resource
+from proplet.manager.model import Meta, Resource
 from proplet.manager.ports import NotFoundError, StoreError
 
 EVENTS: Final = Collection("events.k8s.io", "v1", "events", "Event")
@@ -43,7 +43,8 @@ _Same = tuple[str, str, str, bool]
 class _Series:
     """One event, how often it was told, and what of that the server knows."""
 
-    resource: Resource
+    kind: str
+    meta: Meta  # as little as an event says of it: a resource may weigh a megabyte, and be long gone
     reason: str
     message: str
     warning: bool
@@ -98,7 +99,8 @@ class KubernetesEvents:
             self._series.move_to_end(same)
         elif self._allowed(resource.meta.uid, now):
             moment = self._wall()
-            self._series[same] = _Series(resource, reason, message, warning, moment, moment, now)
+            kind, about = resource.kind.value, _about(resource.meta)
+            self._series[same] = _Series(kind, about, reason, message, warning, moment, moment, now)
             self._series.move_to_end(same)
             while len(self._series) > _KNOWN:
                 self._series.popitem(last=False)
@@ -170,7 +172,7 @@ class KubernetesEvents:
         self._failing = True
 
     async def _send(self, series: _Series) -> None:
-        count, namespace = series.count, series.resource.meta.namespace
+        count, namespace = series.count, series.meta.namespace
         if series.name:
             more = {"series": {"count": count, "lastObservedTime": _moment(series.last)}}
             try:
@@ -178,7 +180,7 @@ class KubernetesEvents:
             except NotFoundError:
                 series.name = ""  # the server keeps events for an hour
         if not series.name:
-            name = _name(series.resource.meta.name)
+            name = _name(series.meta.name)
             try:
                 await self._api.run(self._api.create, EVENTS, namespace, self._document(series, name, count))
                 series.name = name
@@ -187,7 +189,7 @@ class KubernetesEvents:
         series.told, series.told_at = count, self._clock()
 
     def _document(self, series: _Series, name: str, count: int) -> Document:
-        meta = series.resource.meta
+        meta = series.meta
         document: Document = {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
@@ -201,7 +203,7 @@ class KubernetesEvents:
             "reportingInstance": self._instance,
             "regarding": {
                 "apiVersion": f"{self._group}/v1",
-                "kind": series.resource.kind.value,
+                "kind": series.kind,
                 "name": meta.name,
                 "namespace": meta.namespace,
                 "uid": meta.uid,
@@ -230,6 +232,10 @@ async def open_kubernetes_events(
         if len(errors.exceptions) == 1:
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
         raise
+
+
+def _about(meta: Meta) -> Meta:
+    return Meta(meta.name, meta.namespace, meta.uid, version=meta.version)
 
 
 def _name(of: str) -> str:

@@ -78,12 +78,16 @@ class Lease:
     async def acquire(self) -> None:
         """Wait until this candidate holds the Lease."""
         told = ""
-        while not await self.attempt():
+        while not (await self.attempt() and self._fresh()):
             if self.holder and self.holder != told:
                 told = self.holder
                 log.info("%s holds the lease %s; waiting", self.holder, self._name)
             await anyio.sleep(self._terms.retry_s * random.uniform(0.8, 1.2))  # noqa: S311
         log.info("this manager (%s) holds the lease %s", self._terms.identity, self._name)
+
+    def _fresh(self) -> bool:
+        """Whether what was taken still holds: the answer may have come late."""
+        return self._clock() < self._renewed_at + self._terms.renew_deadline_s
 
     async def keep(self) -> None:
         """Renew it until it is lost.
@@ -98,7 +102,7 @@ class Lease:
                 await self.attempt()
             if self.holder not in ("", self._terms.identity):
                 raise LeaseLostError(f"the lease {self._name} is now held by {self.holder}")
-            if self._clock() >= self._renewed_at + self._terms.renew_deadline_s:
+            if not self._fresh():
                 raise LeaseLostError(
                     f"the lease {self._name} could not be renewed for {self._terms.renew_deadline_s:g} s"
                 )

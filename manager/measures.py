@@ -121,11 +121,13 @@ class MeasuredStore:
         self._store = store
         self._measures = measures
         self._monotonic = monotonic
+        self._told = 0  # up to which version of Tasks was learned; who watches beside is told the same once more
 
     async def list(self, kind: Kind) -> Listing:
         """See the store."""
         listing = await self._counted(self._store.list(kind))
-        if kind is Kind.TASK:
+        if kind is Kind.TASK and listing.version >= self._told:
+            self._told = listing.version
             known = {task.meta.uid for task in listing.items}
             for uid in self._measures.phases.keys() - known:
                 self._measures.forget(uid)
@@ -163,7 +165,8 @@ class MeasuredStore:
         try:
             async with aclosing(cast("Any", self._store.watch(kind, since))) as changes:
                 async for change in changes:
-                    if kind is Kind.TASK:
+                    if kind is Kind.TASK and change.version > self._told:
+                        self._told = change.version
                         if change.type is ChangeType.DELETED:
                             self._measures.forget(change.resource.meta.uid)
                         else:
@@ -176,7 +179,8 @@ class MeasuredStore:
     async def _written(self, call: Awaitable[Resource]) -> Resource:
         self._measures.writes += 1
         resource = await self._counted(call)
-        self._learn(resource)
+        if resource.meta.version > self._told:  # an answer may come after the watch has told of the Task's end
+            self._learn(resource)
         return resource
 
     async def _counted(self, call: Awaitable[T]) -> T:

@@ -78,6 +78,15 @@ def pod_of(spec: PropletSpec, identity: Identity, tls_keys: Sequence[str]) -> Do
     return pod
 
 
+def tls_keys_in(deployment: Document | None) -> tuple[str, ...]:
+    """Return the keys of its `tlsSecretRef` that a Deployment's pods use, for while the Secret cannot be read."""
+    if deployment is None:
+        return ()
+    containers = deployment["spec"]["template"]["spec"].get("containers") or ()
+    names = {variable.get("name") for container in containers for variable in container.get("env") or ()}
+    return tuple(key for key, variable in _TLS_FILES if variable in names)
+
+
 def _resources(spec: PropletSpec) -> Document:
     """What is asked for is also the limit. Nothing said is little asked for and a bound that a small task fits in."""
     asked = {}

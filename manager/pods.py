@@ -30,6 +30,7 @@ from proplet.manager.deployments import (
     REPLICA_LABEL,
     Secrets,
     deployment,
+    deployment_name,
     own_identity,
     plan,
     replicas_wanted,
@@ -41,7 +42,7 @@ from proplet.manager.kubernetes_api import Document, KubernetesApi
 from proplet.manager.kubernetes_errors import RefusedError
 from proplet.manager.kubernetes_secrets import SecretError, read_secret
 from proplet.manager.model import Condition, Key, Kind, Proplet
-from proplet.manager.pod_template import Identity
+from proplet.manager.pod_template import Identity, tls_keys_in
 from proplet.manager.ports import (
     AlreadyExistsError,
     ChangeType,
@@ -160,7 +161,9 @@ class Pods:
         try:
             proplet = cast("Proplet", await self._store.get(Kind.PROPLET, key))
         except NotFoundError:
+            self._waiting.discard(f"?{_name(key)}")
             await self._remove(key, uid=None, beyond=0)
+            self._applied = {name: done for name, done in self._applied.items() if self._feed.get(name) is not None}
             return
         if sibling_of(proplet) is not None:
             return
@@ -168,10 +171,12 @@ class Pods:
             await self._remove(key, proplet.meta.uid, beyond=0)
             return
         secrets = await self._secrets(proplet)
+        unknown = secrets.tls is None or secrets.identities is None
         wanted = plan(proplet, secrets)
-        if wanted.problem:
+        if wanted.problem or unknown:
             self._waiting.add(f"?{_name(key)}")
-            self._tell(proplet, "IdentitiesMissing", wanted.problem)
+            if wanted.problem:
+                self._tell(proplet, "IdentitiesMissing", wanted.problem)
         else:
             self._waiting.discard(f"?{_name(key)}")
         if own_identity(proplet).plain:
@@ -185,8 +190,9 @@ class Pods:
                 refused = str(error)
                 self._waiting.add(f"?{_name(key)}")
                 self._tell(proplet, "DeploymentRefused", refused)
-        await self._remove(key, proplet.meta.uid, beyond=len(wanted.identities))
-        await self._keep_siblings(proplet, wanted.identities)
+        if not wanted.problem or secrets.identities is not None:  # who cannot be read is not who is to go
+            await self._remove(key, proplet.meta.uid, beyond=len(wanted.identities))
+            await self._keep_siblings(proplet, wanted.identities)
         await self._show(proplet, wanted.problem, refused)
 
     async def _secrets(self, proplet: Proplet) -> Secrets:
@@ -204,8 +210,10 @@ class Pods:
         return Secrets(await keys("identitiesSecretRef"), await keys("tlsSecretRef"))
 
     async def _apply(self, proplet: Proplet, replica: int, identity: Identity, secrets: Secrets) -> None:
+        key = Key(deployment_name(proplet.meta.name, replica), proplet.meta.namespace)
+        if secrets.tls is None:
+            secrets = replace(secrets, tls=tls_keys_in(self._feed.get(key)))
         document = deployment(proplet, replica, identity, secrets, self._api_version)
-        key = key_of(document)
         asked = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
         live = self._feed.get(key)
         if live is None:

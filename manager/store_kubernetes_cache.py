@@ -61,6 +61,11 @@ class Cache:
         known = None if key is None else self.known(key)
         return key if not isinstance(known, Removed | None) and known.meta.uid == uid else None
 
+    def told(self, metadata: Mapping[str, Any]) -> Resource | None:
+        """Return the resource that has this metadata, as the watch told it last."""
+        row = self._rows.get(Key(str(metadata.get("name")), str(metadata.get("namespace"))))
+        return row if row is not None and row.meta.uid == metadata.get("uid") else None
+
     def same(self, metadata: Mapping[str, Any], version: int) -> Resource | None:
         """Return the resource that has this metadata and `version`, if it is known."""
         known = self.known(Key(str(metadata.get("name")), str(metadata.get("namespace"))))
@@ -233,6 +238,7 @@ class Cache:
         resource = self._rows.pop(key, None)
         if resource is not None:
             self._born.pop(resource.meta.uid, None)
+            self._stale.pop(key, None)
             self._forget_uid(resource.meta.uid, key)
 
     def _told(self, key: Key, entry: Resource | Removed) -> None:

@@ -118,7 +118,9 @@ class Reflector:
             resource = self._cache.same(document["metadata"], self._version) or read(document, self._collection)
         except (UnreadableError, ValueError) as error:
             log.warning("%s", error)
-            return None
+            # The end of one that was readable once is told all the same.
+            last = self._cache.told(document.get("metadata") or {}) if event.get("type") == "DELETED" else None
+            return None if last is None else Told(ChangeType.DELETED, last, self._version)
         return Told(kind, resource, self._version)
 
     def _fail(self, error: StoreError) -> None:

@@ -1,6 +1,8 @@
 """Events are told where kubectl shows them, within bounds, and trouble with them troubles nobody."""
 
+import gc
 import re
+import weakref
 from typing import Any
 
 import anyio
@@ -159,3 +161,16 @@ async def test_without_a_server_telling_costs_nothing_and_is_bounded(api_server:
             events.emit(task("default", uid=str(number)), "Scheduled", "it goes to the proplet pi")
         await anyio.lowlevel.checkpoint()
         assert len(events._series) <= 4096
+
+
+async def test_what_an_event_was_about_is_not_kept(api_server: ApiServer) -> None:
+    class Annotations(dict[str, str]):
+        """Like those of `kubectl apply`, which have a whole module in them."""
+
+    async with open_api(Access(api_server.kubeconfig)) as api:
+        events, annotations = sink(api), Annotations()
+        kept = weakref.ref(annotations)
+        events.emit(Task(Meta("addition", annotations=annotations)), "Failed", "it trapped")
+        del annotations
+        gc.collect()
+        assert kept() is None

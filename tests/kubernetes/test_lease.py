@@ -160,3 +160,19 @@ async def test_a_lease_that_was_deleted_is_made_again(api_server: ApiServer, nam
 def test_terms_that_cannot_hold_are_refused() -> None:
     with pytest.raises(ValueError, match="retry < renew deadline < duration"):
         LeaseTerms(duration_s=5, renew_deadline_s=5.0)
+
+
+async def test_what_was_taken_so_late_that_it_may_be_over_is_not_begun_with(
+    api_server: ApiServer, namespace: str
+) -> None:
+    clock, late = HandClock(), [12.0, 0.0]
+
+    class Slow(Lease):
+        async def attempt(self) -> bool:
+            done = await super().attempt()
+            clock.now += late.pop(0)
+            return done
+
+    async with open_api(Access(api_server.kubeconfig)) as api:
+        await Slow(api, terms(namespace, "first", retry_s=0.01), clock).acquire()
+    assert late == []

@@ -237,3 +237,13 @@ async def test_an_object_that_cannot_be_read_hides_no_other(
         with pytest.raises(StoreUnavailableError, match=r"broken.*spec\.priority"):
             await store.get(Kind.TASK, Key("broken", namespace))
     assert "spec.priority" in caplog.text
+
+
+async def test_the_end_of_an_object_that_cannot_be_read_any_more_is_told(cluster: ApiServer, namespace: str) -> None:
+    async with opened(cluster, namespaces=(namespace,), kinds=[Kind.TASK]) as store:
+        made = await store.create(in_namespace(namespace))
+        assert (await store.list(Kind.TASK)).items == (made,)
+        patch(cluster, namespace, {"spec": {"priority": "high"}})
+        cluster.call("DELETE", TASKS.path(namespace, "addition"))
+        last = await store.create(in_namespace(namespace, "last"))
+        assert (await store.list(Kind.TASK)).items == (last,)

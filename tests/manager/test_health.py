@@ -7,9 +7,9 @@ import pytest
 
 from proplet.manager.health import Answer, HealthError, Site, metrics_page, open_site
 from proplet.manager.measures import BUCKETS, Histogram, MeasuredStore, Measures
-from proplet.manager.model import Key, Kind, Meta, Task, TaskStatus
+from proplet.manager.model import Key, Kind, Meta, Resource, Task, TaskStatus
 from proplet.manager.phases import Phase
-from proplet.manager.ports import NotFoundError
+from proplet.manager.ports import ChangeType, NotFoundError
 from proplet.manager.store_memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +64,16 @@ async def test_who_says_nothing_does_not_keep_others_from_asking() -> None:
             await stream.aclose()
 
 
+async def test_however_many_only_hold_connections_a_probe_is_answered() -> None:
+    async with open_site(Site("127.0.0.1", 0, PAGES)) as port:
+        silent = [await anyio.connect_tcp("127.0.0.1", port) for _ in range(100)]
+        assert b"200 OK" in await ask(port, get("/healthz"))
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+            await silent[0].receive()
+        for stream in silent:
+            await stream.aclose()
+
+
 async def test_a_port_that_is_taken_is_said_with_the_flag_to_change() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -102,6 +112,32 @@ async def test_tasks_that_are_gone_are_not_counted_any_more() -> None:
     await store.create(task("a", Phase.PENDING))
     await memory.delete(Kind.TASK, Key("a"))
     await store.list(Kind.TASK)
+    assert (measures.phases, measures.waiting) == ({}, {})
+
+
+async def test_an_answer_after_the_end_was_told_brings_no_task_back() -> None:
+    told = anyio.Event()
+
+    class LateAnswers(MemoryStore):
+        async def record(self, resource: Resource) -> Resource:
+            recorded = await super().record(resource)
+            await self.delete(Kind.TASK, resource.meta.key)
+            await told.wait()
+            return recorded
+
+    measures, memory = Measures(), LateAnswers()
+    store = MeasuredStore(memory, measures)
+
+    async def watch() -> None:
+        async for change in store.watch(Kind.TASK, 0):
+            if change.type is ChangeType.DELETED:
+                told.set()
+
+    made = await store.create(task("a", Phase.PENDING))
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        await store.record(Task(made.meta, status=TaskStatus(phase=Phase.SCHEDULED, attempt=1)))
+        group.cancel_scope.cancel()
     assert (measures.phases, measures.waiting) == ({}, {})
 
 
