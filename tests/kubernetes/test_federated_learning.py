@@ -68,9 +68,13 @@ class ClusterFarm(Farm):
     elsewhere: MqttSettings | None = None
 
 
+@pytest.fixture(scope="module")
+def crds(api_server: ApiServer) -> str:
+    return install_crds(api_server)
+
+
 @pytest.fixture
-def space(api_server: ApiServer, namespace: str) -> Workspace:
-    install_crds(api_server)
+def space(api_server: ApiServer, namespace: str, crds: str) -> Workspace:
     return Workspace(api_server, namespace)
 
 

@@ -57,9 +57,13 @@ def apply(server: ApiServer, documents: list[dict[str, Any]], *more: str) -> str
     return server.kubectl("apply", "--server-side", *more, "-f", "-", input=yaml.safe_dump_all(documents))
 
 
+@pytest.fixture(scope="module")
+def crds(api_server: ApiServer) -> str:
+    return install_crds(api_server)
+
+
 @pytest.fixture
-def system(api_server: ApiServer, namespace: str) -> Iterator[str]:
-    install_crds(api_server)
+def system(api_server: ApiServer, namespace: str, crds: str) -> Iterator[str]:
     api_server.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     yield namespace
     for kind in ("clusterrole", "clusterrolebinding"):

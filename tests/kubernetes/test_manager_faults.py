@@ -448,7 +448,7 @@ def test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end(
 def test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it(
     space: Workspace, launch: Launch, broker: MosquittoServer
 ) -> None:
-    launch()
+    launch("manager", "--last-seen-threshold=6s")
     here, there = Holding("proplet-1", TOPICS), Holding("proplet-2", TOPICS)
     with plugged(here, broker.link_settings("proplet-1")):
         with plugged(there, broker.link_settings("proplet-2")):

@@ -29,9 +29,13 @@ def broker(request: pytest.FixtureRequest) -> MosquittoServer:
     return server
 
 
+@pytest.fixture(scope="module")
+def crds(api_server: ApiServer) -> str:
+    return install_crds(api_server)
+
+
 @pytest.fixture
-def space(api_server: ApiServer, namespace: str) -> Workspace:
-    install_crds(api_server)
+def space(api_server: ApiServer, namespace: str, crds: str) -> Workspace:
     # The pods that the Deployments describe have to pass this where a controller manager makes them.
     api_server.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     return Workspace(api_server, namespace)

@@ -116,7 +116,7 @@ class ApiServer:
         """
         revision = self._ask_etcd("range", {"key": "AA=="})["header"]["revision"]
         self._ask_etcd("compaction", {"revision": revision, "physical": True})
-        self._api.end(signal.SIGTERM)
+        self._api.end(signal.SIGKILL)  # it would wait for whoever watches
         self.start()
 
     # Talking to it

@@ -37,8 +37,9 @@ PATIENCE_S = 40.0
 def install_crds(server: ApiServer) -> str:
     """Install the definitions as they are shipped; returns what kubectl said."""
     said = server.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
+    names = [f"crd/{kind}.{GROUP}" for kind in KINDS]
+    server.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
     for kind in KINDS:
-        server.kubectl("wait", "--for=condition=Established", f"crd/{kind}.{GROUP}", "--timeout=30s")
         await_served(server, f"/apis/{GROUP}/v1/{kind}")
     return said
 
