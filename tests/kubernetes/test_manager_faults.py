@@ -459,6 +459,5 @@ def test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_h
                 assert space.get("tasks", name)["metadata"]["finalizers"]
             space.kubectl("delete", "task", "here", "--timeout=30s")
             assert (len(here.stopped), here.held) == (1, {})
-        space.kubectl("delete", "proplet", "there", "--timeout=30s")
         space.kubectl("delete", "task", "there", "--timeout=50s")
     assert there.stopped == []
