@@ -126,7 +126,10 @@ def make_client(access: Access, sockets: Sockets, connections: int) -> Client:
     Raises:
         AccessError: it is not known how to reach a cluster.
     """
-    from kubernetes import client
+    try:
+        from kubernetes import client
+    except ImportError as error:
+        raise AccessError("the Kubernetes client is not installed: pip install 'proplet[kubernetes]'") from error
 
     configuration = client.Configuration()
     _load(access, configuration)
