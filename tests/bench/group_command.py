@@ -24,7 +24,8 @@ _MB = 1e6
 def measure(plan: Plan) -> Iterator[Row]:
     yield _ready(plan)
     yield _help(plan)
-    yield _installed()
+    yield _installed("proplet")
+    yield _installed("proplet[kubernetes]")
 
 
 def _ready(plan: Plan) -> Row:
@@ -60,22 +61,22 @@ def _help(plan: Plan) -> Row:
     return row("proplet --help, CPU time", median(times), "ms")
 
 
-def _installed() -> Row:
+def _installed(what: str) -> Row:
     """Blocks on disk of the distributions that an installation brings, compiled bytecode included."""
-    parts = {name: _size(files) for name, files in _distributions().items()}
+    parts = {name: _size(files) for name, files in _distributions(what).items()}
     parts["proplet"] = sum(_size(_files_below(root)) for root in _own_packages())
     largest = sorted(parts.items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} {size / _MB:.1f}" for name, size in largest[:8])
     rest = sum(size for _, size in largest[8:]) / _MB
     total = sum(parts.values()) / _MB
     notes = [f"MB by part: {named}, {len(largest) - 8} others {rest:.1f}; without Python itself and mosquitto"]
-    return row("installed size", total, "MB", most=220.0, notes=notes)
+    return row(f"installed size, {what}", total, "MB", most=220.0, notes=notes)
 
 
-def _distributions() -> dict[str, list[Path]]:
-    """The files of everything that proplet requires here, directly or not."""
+def _distributions(what: str) -> dict[str, list[Path]]:
+    """The files of everything that `what` requires here, directly or not."""
     found: dict[str, list[Path]] = {}
-    wanted = [Requirement("proplet")]
+    wanted = [Requirement(what)]
     seen: set[tuple[str, str]] = set()
     while wanted:
         requirement = wanted.pop()
