@@ -363,7 +363,10 @@ SHOWN: Shown = {
     "what runs is deleted, also where its proplet is gone": {
         FAULTS: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
     },
-    "everything is uninstalled": {COMMAND: ("test_after_that_the_definitions_can_be_deleted",)},
+    "everything is uninstalled": {
+        COMMAND: ("test_after_that_the_definitions_can_be_deleted",),
+        FAULTS: ("test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may_come_back",),
+    },
 }
 
 # Of the defects above: what the reference has and we have not.

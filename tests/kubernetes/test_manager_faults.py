@@ -16,6 +16,7 @@ from tests.kubernetes.relay import RelayThread, open_relay_thread
 from tests.manager.device import Device
 from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer
 from tests.support.kubernetes_manager import (
+    CRDS,
     GROUP,
     TOPICS,
     Holding,
@@ -461,3 +462,25 @@ def test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_h
             assert (len(here.stopped), here.held) == (1, {})
         space.kubectl("delete", "task", "there", "--timeout=50s")
     assert there.stopped == []
+
+
+@pytest.mark.slow
+def test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may_come_back(
+    space: Workspace, launch: Launch, broker: MosquittoServer
+) -> None:
+    manager, device = launch(), Holding("proplet-1", TOPICS)
+    with plugged(device, broker.link_settings("proplet-1")) as portal:
+        space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("daemon", daemon=True))
+        space.until("tasks", "daemon", "running")
+        try:
+            space.kubectl("delete", "-f", str(CRDS), "--timeout=50s")  # which ends when nothing is left
+            assert (len(device.stopped), device.held) == (1, {})
+            eventually(lambda: manager.ask("/readyz")[0] == 503, "it says what it lacks")
+        finally:
+            install_crds(space.server)
+        manager.until_ready()
+        space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("add"))
+        space.until("tasks", "add", "running")
+        portal.call(device.finish)
+        assert space.until("tasks", "add", "completed")["results"] == "42"
+        assert one_run_each(device)
