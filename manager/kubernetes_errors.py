@@ -9,11 +9,16 @@ from proplet.manager.ports import (
     ConflictError,
     GoneError,
     NotFoundError,
+    ResourceTooLargeError,
     StoreError,
     StoreUnavailableError,
 )
 
 _LONGEST: Final = 600
+_TOO_LARGE: Final = (
+    "request is too large",
+    "larger than max",
+)  # etcd's words, which come as an error of the server's own
 
 
 class RefusedError(StoreUnavailableError):
@@ -45,6 +50,8 @@ def refusal(status: int, body: bytes, what: str) -> StoreError:
         return RefusedError(f"{text}: the credentials of the kubeconfig or the service account are not accepted")
     if status == 403:
         return RefusedError(f"{text}: grant it with a Role or ClusterRole")
+    if status == 413 or (status >= 500 and any(words in said for words in _TOO_LARGE)):
+        return ResourceTooLargeError(text)
     if 400 <= status < 500 and status != 429:
         return RefusedError(text)
     return StoreUnavailableError(text)

@@ -9,13 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, cast
 
+from proplet.manager import outcome
 from proplet.manager.announcer import Announcer
 from proplet.manager.book import Book
 from proplet.manager.core import UNDER_WAY, settle
 from proplet.manager.deletion import with_mark
 from proplet.manager.exchange import Decision, Moment, Signal
 from proplet.manager.model import Kind, Task
-from proplet.manager.ports import ConflictError, NotFoundError, Store, StoreUnavailableError
+from proplet.manager.ports import (
+    ConflictError,
+    NotFoundError,
+    ResourceTooLargeError,
+    Store,
+    StoreUnavailableError,
+)
 from proplet.manager.world import World
 
 log = logging.getLogger(__name__)
@@ -61,7 +68,7 @@ class Ledger:
     async def _once(self, task: Task, signals: Sequence[Signal]) -> Decision:
         decision = settle(task, signals, self._book.contacts(task.id), self._world, self._now())
         if decision.status is not None:
-            recorded = cast("Task", await self._store.record(replace(task, status=decision.status)))
+            recorded = await self._record(replace(task, status=decision.status))
             self._learn(recorded)
             self._announcer.task(task, recorded)
         elif decision.delete:
@@ -75,6 +82,17 @@ class Ledger:
             log.warning("task %s cannot be marked now: %s", task.meta.key, error)
             return replace(decision, mark=None, wake=min(decision.wake, self._now().mono + RETRY_S))
         return decision
+
+    async def _record(self, task: Task) -> Task:
+        try:
+            return cast("Task", await self._store.record(task))
+        except ResourceTooLargeError as error:
+            # It never fits, and the message that brought it keeps others waiting: that it ended is worth more.
+            lighter = outcome.lightened(task.status)
+            if lighter == task.status:
+                raise
+            log.warning("the result of task %s is dropped: %s", task.meta.key, error)
+            return cast("Task", await self._store.record(replace(task, status=lighter)))
 
     async def _mark(self, uid: str, *, marked: bool) -> None:
         """Put our finalizer on a task, or take it off. Where somebody was faster, the next look does it."""

@@ -15,6 +15,7 @@ from proplet.manager.exchange import Policy
 from proplet.manager.model import Task, TaskStatus
 from proplet.manager.phases import TERMINAL, Happening, Phase, advance
 
+_LITTLE: Final = 4096  # characters
 PLACED_AGAIN: Final = "it is placed again"
 
 
@@ -116,6 +117,23 @@ def failed(status: TaskStatus, reason: Reason | None, text: str, wall: float) ->
 def skipped(status: TaskStatus, text: str, wall: float) -> TaskStatus:
     """The run does not take place."""
     return _final(status, Happening.SKIPPED, wall, reason=None, error=text)
+
+
+def lightened(status: TaskStatus) -> TaskStatus:
+    """The same without what its results say, for a store that takes no more; the same where they say little."""
+    said = (status.results, *(entry.get("results") for entry in status.broadcast_results))
+    weight = sum(len(text) for text in said if text) + len(status.error or "")
+    if weight <= _LITTLE:
+        return status
+    return replace(
+        status,
+        results=None,
+        error=status.error and status.error[:_LITTLE],
+        broadcast_results=tuple(
+            {k: v for k, v in entry.items() if k != "results"} for entry in status.broadcast_results
+        ),
+        message=f"its result of {weight} characters was dropped: it is too large to be kept here",
+    )
 
 
 def result_text(result: Result) -> str | None:

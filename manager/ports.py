@@ -36,6 +36,10 @@ class StoreUnavailableError(StoreError):
     """The store cannot be reached or written now (disk full, server away); nothing was changed. Try again later."""
 
 
+class ResourceTooLargeError(StoreUnavailableError):
+    """The store takes no resource of this size, now or later: it must be made smaller."""
+
+
 class ChangeType(Enum):
     """What happened to a resource."""
 

@@ -13,7 +13,7 @@ from proplet.manager.kubernetes_errors import NotServedError, RefusedError
 from proplet.manager.manifest import GROUPS
 from proplet.manager.model import Key, Kind, Meta, Task, TaskStatus
 from proplet.manager.phases import Phase
-from proplet.manager.ports import ConflictError, NotFoundError, Store, StoreUnavailableError
+from proplet.manager.ports import ConflictError, NotFoundError, ResourceTooLargeError, Store, StoreUnavailableError
 from proplet.manager.store_kubernetes import KubernetesStore, open_kubernetes_store
 from proplet.manager.store_kubernetes_document import collection_of
 from tests.kubernetes.contract import OverKubernetes, opened
@@ -247,3 +247,13 @@ async def test_the_end_of_an_object_that_cannot_be_read_any_more_is_told(cluster
         cluster.call("DELETE", TASKS.path(namespace, "addition"))
         last = await store.create(in_namespace(namespace, "last"))
         assert (await store.list(Kind.TASK)).items == (last,)
+
+
+@pytest.mark.parametrize("megabytes", [2, 4])
+async def test_what_is_too_large_to_be_kept_is_told_apart(cluster: ApiServer, namespace: str, megabytes: int) -> None:
+    async with opened(cluster, namespaces=(namespace,), kinds=[Kind.TASK]) as store:
+        made = await store.create(in_namespace(namespace))
+        large = replace(made.status, results="x" * (megabytes << 20))
+        with pytest.raises(ResourceTooLargeError):
+            await store.record(Task(made.meta, made.spec, large))
+        assert await store.get(Kind.TASK, made.meta.key) == made

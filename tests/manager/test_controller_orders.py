@@ -12,7 +12,7 @@ from proplet.manager.deletion import FINALIZER
 from proplet.manager.membership import Membership
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSelector, PropletSpec, Resource, Task
 from proplet.manager.phases import TERMINAL, Phase
-from proplet.manager.ports import NotFoundError, StoreUnavailableError
+from proplet.manager.ports import NotFoundError, ResourceTooLargeError, StoreUnavailableError
 from proplet.manager.store_memory import MemoryStore
 from tests.manager.fakes import FAST, Node, eventually, open_node
 
@@ -312,3 +312,20 @@ async def test_a_proplet_whose_record_is_deleted_loses_its_tasks_to_others() -> 
         first.inventory()
         await eventually(lambda: not first.held)
         assert isinstance(await store.find(Kind.TASK, task.id), Task)
+
+
+async def test_a_result_that_the_store_is_too_small_for_ends_its_task_without_it() -> None:
+    class SmallStore(MemoryStore):
+        async def record(self, resource: Resource) -> Resource:
+            if isinstance(resource, Task) and len(resource.status.results or "") > 10_000:
+                raise ResourceTooLargeError("at most 10,000")
+            return await super().record(resource)
+
+    async with open_node(SmallStore(), policy=PATIENT) as node:
+        pi = node.proplet("pi-1")
+        made = await node.create("a")
+        await node.until("a", lambda t: t.status.phase is Phase.RUNNING)
+        pi.finish(made.id, results="x" * 20_000)
+        ended = await node.ended("a")
+    assert (ended.status.phase, ended.status.results) == (Phase.COMPLETED, None)
+    assert "20000 characters" in ended.status.message
