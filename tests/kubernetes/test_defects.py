@@ -409,6 +409,11 @@ def test_nothing_that_is_installed_stands_between_a_user_and_the_resources(api_s
     definitions = [document for document in documents if document["kind"] == "CustomResourceDefinition"]
     assert len(definitions) == (0 if overlay == "namespaced" else len(KINDS))
     assert not [d for d in definitions if d["spec"].get("conversion", {}).get("strategy", "None") != "None"]
+    assert "Secret" not in kinds  # keys are the user's own
+    (manager,) = (document for document in documents if document["kind"] == "Deployment")
+    (container,) = manager["spec"]["template"]["spec"]["containers"]
+    assert not [a for a in container["args"] if a.startswith(("--client-key=", "--api-key="))]
+    assert not [e for e in container.get("env", ()) if "KEY" in e["name"] and "value" in e]
 
 
 # --- one manager for all that follows ---------------------------------------------------------------------------------
