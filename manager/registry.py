@@ -9,6 +9,7 @@ Time is only counted while this manager is connected: when it was deaf, silence 
 `Policy.silence_s` without a heartbeat or `Policy.offline_grace_s` after a will.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -24,6 +25,8 @@ from proplet.manager.membership import Membership, seniority, with_refusal
 from proplet.manager.model import DeviceMetrics, Meta, Proplet, PropletPhase, PropletSpec, PropletStatus, Resources
 from proplet.manager.placement import Fleet, Peer
 from proplet.manager.ports import Liveness
+
+log = logging.getLogger(__name__)
 
 HISTORY: Final = 10
 REFUSED: Final = "/"  # before the uid of a record that is refused; no proplet's id has it
@@ -137,6 +140,12 @@ class Registry:
         except InvalidTopicError:
             return None
         entry = self._entries[proplet_id] = self._unknown(proplet_id)
+        if not self._membership.register:
+            log.warning(
+                "%r announces itself, but no Proplet has it as the clientId (or entityId) of its connectionConfig: it "
+                "gets no tasks until one has (--register makes them)",
+                proplet_id,
+            )
         return entry
 
     def _seen(self, entry: _Entry, at: Moment) -> bool:

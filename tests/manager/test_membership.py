@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,9 +159,13 @@ def test_what_a_proplet_uses_is_written_with_the_next_sign_of_life() -> None:
     assert known[0].status.latest_metrics == DeviceMetrics(EPOCH, 12_500, 25_000, 250)
 
 
-def test_who_was_not_declared_gets_no_record_and_no_tasks_until_it_is() -> None:
+def test_who_was_not_declared_gets_no_record_and_no_tasks_until_it_is_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cluster = Cluster()
     cluster.registry.discovered(Discovery("pi", ext=OURS), cluster.at)
+    cluster.registry.heard(Alive("pi"), cluster.at)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["'pi' announces itself"]
     assert cluster.registry.wanted("pi", cluster.at) is None
     assert cluster.fleet.peers == {}
     proplet = cluster.add(declared("camera", connection={"clientId": "pi"}))
