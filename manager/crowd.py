@@ -21,6 +21,8 @@ class _Line:
     sample: Task
     waiting: list[Place] = field(default_factory=list)
     called: dict[str, Place] = field(default_factory=dict)
+    fitting: frozenset[str] = frozenset()
+    asked_at: int = -1  # which of the fleet's changes `fitting` is as of
 
 
 class Crowd:
@@ -65,12 +67,14 @@ class Crowd:
         if known is not None and task.id in self._lines[known[0]].called:
             return False
         mine = known[1] if known is not None else (-task.spec.priority, self._came + 1, task.id)
-        fitting = set(self._fleet.fitting(task))
+        fitting: tuple[str, ...] | None = None
         for other, line in self._lines.items():
-            if other != key and fitting.isdisjoint(self._fleet.fitting(line.sample)):
-                continue
             first = min((*line.waiting[:1], *line.called.values()), default=None)
-            if first is not None and first < mine:
+            if first is None or first >= mine:
+                continue
+            if fitting is None:
+                fitting = self._fleet.fitting(task)
+            if other == key or not self._fitting(line).isdisjoint(fitting):
                 return True
         return False
 
@@ -80,24 +84,28 @@ class Crowd:
             return
         free = self._free(mono)
         for line in list(self._lines.values()):
-            fitting = self._fleet.fitting(line.sample)
+            fitting = self._fitting(line)
             if not fitting:
                 while line.waiting:
                     yield self._called(line)
             for _ in line.called:
                 _take(free, fitting)
         while (following := self._next_line(free)) is not None:
-            _take(free, self._fleet.fitting(following.sample))
+            _take(free, self._fitting(following))
             yield self._called(following)
 
     def _next_line(self, free: dict[str, int]) -> _Line | None:
         """The line of the first of all who could have a place."""
-        lines = [
-            line
-            for line in self._lines.values()
-            if line.waiting and any(free.get(proplet, 0) > 0 for proplet in self._fleet.fitting(line.sample))
-        ]
+        if not free:
+            return None
+        lines = [line for line in self._lines.values() if line.waiting and not self._fitting(line).isdisjoint(free)]
         return min(lines, key=lambda line: line.waiting[0], default=None)
+
+    def _fitting(self, line: _Line) -> frozenset[str]:
+        """Who fits the tasks of a line. It remembers that: there may be more lines than the fleet has answers for."""
+        if line.asked_at != self._fleet.changes:
+            line.fitting, line.asked_at = frozenset(self._fleet.fitting(line.sample)), self._fleet.changes
+        return line.fitting
 
     def _called(self, line: _Line) -> str:
         place = heapq.heappop(line.waiting)
@@ -105,11 +113,14 @@ class Crowd:
         return place[2]
 
     def _free(self, mono: float) -> dict[str, int]:
+        """How many more tasks proplets may have, of those that may have more."""
         fleet = self._fleet
         return {
-            proplet: fleet.window - len(fleet.held.get(proplet, ()))
+            proplet: left
             for proplet, peer in fleet.peers.items()
-            if peer.alive and fleet.resting.get(proplet, 0.0) <= mono
+            if peer.alive
+            and fleet.resting.get(proplet, 0.0) <= mono
+            and (left := fleet.window - len(fleet.held.get(proplet, ()))) > 0
         }
 
     def _next(self) -> int:
@@ -117,7 +128,9 @@ class Crowd:
         return self._came
 
 
-def _take(free: dict[str, int], fitting: tuple[str, ...]) -> None:
-    best = max(fitting, key=lambda proplet: free.get(proplet, 0), default=None)
-    if best is not None and best in free:
+def _take(free: dict[str, int], fitting: frozenset[str]) -> None:
+    best = max((proplet for proplet in free if proplet in fitting), key=free.__getitem__, default=None)
+    if best is not None:
         free[best] -= 1
+        if not free[best]:
+            del free[best]

@@ -61,6 +61,7 @@ class Fleet:
     peers: dict[str, Peer] = field(default_factory=dict)
     held: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     resting: dict[str, float] = field(default_factory=dict)  # said it is overloaded: until then, monotonic seconds
+    changes: int = 0  # of what is looked at here; while it stays, `fitting` answers the same
     _where: dict[str, str] = field(default_factory=dict)
     _turn: dict[str, int] = field(default_factory=dict)
     _turns: int = 0
@@ -70,16 +71,22 @@ class Fleet:
 
     def show(self, peer: Peer) -> bool:
         """Take over what is known of a proplet now; return whether that is news."""
-        if self.peers.get(peer.id) == peer:
+        known = self.peers.get(peer.id)
+        if known == peer:
             return False
         self.peers[peer.id] = peer
-        self._forget_answers()
+        if known is None or _looked_at(known) != _looked_at(peer):
+            self._changed()
         return True
 
     def hide(self, proplet_id: str) -> None:
         """Forget a proplet."""
         if self.peers.pop(proplet_id, None) is not None:
-            self._forget_answers()
+            self._changed()
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._forget_answers()
 
     def _forget_answers(self) -> None:
         self._fitting.clear()
@@ -163,6 +170,12 @@ class Fleet:
             parts.append(f"{len(away) - _NAMED} more fit but are offline")
         parts += [f"{_names(names)}: {reason}" for reason, names in list(misfits.items())[:_NAMED]]
         return ("no proplet is alive that fits: " if misfits or pin else "no proplet is alive: ") + "; ".join(parts)
+
+
+def _looked_at(peer: Peer) -> object:
+    """What placement looks at, and says, of a proplet; how many tasks it has, say, is not among it."""
+    meta, status = peer.proplet.meta, peer.proplet.status
+    return peer.alive, peer.why, peer.id, meta.key, meta.labels, peer.proplet.spec, status.metadata
 
 
 def _names(names: Iterable[str]) -> str:

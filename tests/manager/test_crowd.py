@@ -1,14 +1,16 @@
 """Who gets a place when there are not enough: the most urgent, then who came first."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proplet.manager import placement
 from proplet.manager.crowd import Crowd
-from proplet.manager.model import Meta, PropletSelector, Task, TaskSpec
-from proplet.manager.placement import Fleet, Peer
+from proplet.manager.model import Meta, PropletSelector, Resources, Task, TaskSpec
+from proplet.manager.placement import Fleet, Peer, misfit
 from tests.manager.worlds import proplet
 
 
@@ -135,3 +137,27 @@ def test_nobody_is_forgotten_and_no_place_given_twice(window: int, events: list[
         assert all(made.place(one, 0.0).crowded for one in waiting.values()), "nobody waits where there is room"
         assert all(len(held) <= window for held in made.held.values())
     assert len(crowd) == len(waiting)
+
+
+def test_however_many_want_different_things_the_fleet_is_asked_once_about_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = fleet("a"), 0
+    crowd = Crowd(made)
+
+    def counting(*args: Any) -> str | None:
+        nonlocal asked
+        asked += 1
+        return misfit(*args)
+
+    monkeypatch.setattr(placement, "misfit", counting)
+    made.assign("running", "a")
+    for number in range(400):
+        crowd.join(task(f"t{number}", resources=Resources(cpu=number / 1000)))
+        assert called(crowd) == []
+        assert crowd.outranks(task("last", 10))
+    assert asked <= 2 * 400
+    shown = made.peers["a"]
+    told = replace(shown.proplet, status=replace(shown.proplet.status, task_count=7))
+    assert made.show(replace(shown, proplet=told)), "its record has changed, but nothing that matters for a place"
+    asked = 0
+    assert called(crowd) == []
+    assert asked == 0
