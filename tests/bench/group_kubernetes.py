@@ -144,8 +144,9 @@ def _instant(plan: Plan, server: ApiServer) -> Iterator[Row]:
             notes=[f"seen through the API server; p90 {p90:.1f} ms; the reference operator's: p50 30, p90 44 ms"],
             p90_ms=p90,
         )  # fmt: skip
-        runs = [site.load(f"burst-{number}", burst=500) for number in range(plan.pick(3, 1))]
-        rates = [500 / run["elapsed_s"] for run in runs]
+        burst = plan.pick(500, 200)
+        runs = [site.load(f"burst-{number}", burst=burst) for number in range(plan.pick(3, 1))]
+        rates = [burst / run["elapsed_s"] for run in runs]
         rate = median(rates)
         said = ", ".join(f"{each:.0f}" for each in rates)
         notes = [
@@ -153,9 +154,9 @@ def _instant(plan: Plan, server: ApiServer) -> Iterator[Row]:
             f"CPU time a Task: {_shares(min((run['cpu'] for run in runs), key=lambda cpu: sum(cpu.values())))}",
             "the reference operator's: 29/s",
         ]
-        yield row("cluster: burst of 500 Tasks, instant proplet", rate, "/s", least=150.0, notes=notes)
+        yield row(f"cluster: burst of {burst} Tasks, instant proplet", rate, "/s", least=150.0, notes=notes)
         pause(2.0)  # what is told later
-        tasks = len(took) + 500 * len(runs)
+        tasks = len(took) + burst * len(runs)
         yield _writes_per_task(site.writes() - before, tasks)
         taken = memory(site.manager.pid)
         notes = [
@@ -194,7 +195,7 @@ def _writes_per_task(wrote: Counter[str], tasks: int) -> Row:
 
 def _idle(plan: Plan, site: Site) -> Iterator[Row]:
     """One proplet beats, and nothing is to be done."""
-    seconds = plan.pick(60.0, 10.0)
+    seconds = plan.pick(60.0, 8.0)
     with ThreadPoolExecutor(1) as beside:
         beating = beside.submit(site.load, "idle", rest_s=seconds + 2 * _SETTLE_S)
         pause(_SETTLE_S)
@@ -228,7 +229,7 @@ def _our_agent(plan: Plan, server: ApiServer) -> Iterator[Row]:
             eventually(lambda: site.space.status("proplets", ID).get("phase") == "Running", "the agent is known")
             site.load("warm", one=20, passwords={})
             found = site.load("one", one=plan.pick(300, 60), passwords={})
-            burst = plan.pick(500, 200)
+            burst = plan.pick(500, 100)
             many = site.load("burst", burst=burst, passwords={})
     took = [1000 * each for each in found["latencies"]]
     p50, p90 = percentile(took, 50), percentile(took, 90)
@@ -238,10 +239,10 @@ def _our_agent(plan: Plan, server: ApiServer) -> Iterator[Row]:
 
 def _fleet(plan: Plan, server: ApiServer) -> Iterator[Row]:
     """Many proplets, many Tasks."""
-    proplets, tasks = plan.pick((500, 1000), (50, 200))
+    proplets, tasks = plan.pick((500, 1000), (50, 100))
     passwords = {f"sim-{number}": f"secret-{number}" for number in range(proplets)}
     with _site(plan, server, "fleet", passwords) as site:
-        found = site.load("all", burst=tasks, rest_s=plan.pick(40.0, 5.0))
+        found = site.load("all", burst=tasks, rest_s=plan.pick(40.0, 3.0))
         taken = memory(site.manager.pid)
     notes = [
         f"{tasks / found['elapsed_s']:.0f}/s; the manager's memory alone: {taken.alone / 1e6:.0f} MB",

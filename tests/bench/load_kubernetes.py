@@ -26,7 +26,7 @@ from tests.support.modules import ADDITION_BASE64
 _ENDED = ("completed", "failed", "skipped", "interrupted")
 _CALLERS = 8
 _CONNECT_AT_ONCE = 20
-_PATIENCE_S = 40.0
+_PATIENCE_S = 120.0
 _GROUP = "/apis/propeller.propeller.abstractmachines.fr/v1/namespaces"
 
 
