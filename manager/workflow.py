@@ -57,10 +57,13 @@ def judge(task: Task, find: Find) -> Judgement:
     if ended_badly and not on_failure:
         return Judgement(Verdict.SKIP, f"it runs only if these complete: {_list(ended_badly)}")
     if missing or strangers or waiting:
-        circle = circle_of(task, find) if waiting else ()
+        message = _why(task, missing, strangers, waiting)
+        # Who closes a circle waits for something new. So nobody else searches, least of all everybody after a restart.
+        known = task.status.message == message and len(waiting) <= _NAMED
+        circle = circle_of(task, find) if waiting and not known else ()
         if circle:
             return Judgement(Verdict.FAIL, f"its dependencies go in a circle: {' -> '.join(circle)}")
-        return Judgement(Verdict.WAIT, _why(task, missing, strangers, waiting))
+        return Judgement(Verdict.WAIT, message)
     if on_failure and not ended_badly:
         return Judgement(Verdict.SKIP, "it runs only if one of its dependencies does not complete, and all did")
     return Judgement(Verdict.RUN)

@@ -118,3 +118,22 @@ def test_a_task_waits_only_for_what_can_still_change(graph: dict[str, tuple[list
     whole = bool(pending) and all(name in graph for task in pending for name in task.spec.depends_on)
     if whole and all(task.status.phase in (*TERMINAL, Phase.PENDING) for task in tasks.values()):
         assert set(verdicts.values()) != {Verdict.WAIT}, "somebody can go on, or nobody ever would"
+
+
+def test_who_waits_for_what_it_waited_for_does_not_search_again() -> None:
+    chain = {
+        name: Task(Meta(name, uid=name), TaskSpec(workflow_id="w", depends_on=on))
+        for name, on in (("a", ("b",)), ("b", ("c",)), ("c", ("d",)), ("d", ("e",)))
+    }
+    asked = list[str]()
+
+    def find(key: Key) -> Task | None:
+        asked.append(key.name)
+        return chain.get(key.name)
+
+    told = judge(chain["a"], find)
+    assert (told.verdict, asked[-1]) == (Verdict.WAIT, "e")
+    asked.clear()
+    waiting = Task(chain["a"].meta, chain["a"].spec, TaskStatus(message=told.message))
+    assert judge(waiting, find) == told
+    assert asked == ["b"]
