@@ -218,3 +218,26 @@ def test_a_deployment_of_somebody_else_is_left_alone(
     space.apply(pod_proplet(space, broker))
     eventually(lambda: space.condition("proplets", "farm", "Ready").get("reason") == "DeploymentRefused")
     assert cluster.get("farm-proplet")["spec"]["template"]["spec"]["containers"][0]["image"] == "example.org/other:1"
+
+
+def test_replicas_stay_while_the_secret_of_their_identities_cannot_be_read(
+    space: Workspace, manager: ManagerProcess, broker: MosquittoServer
+) -> None:
+    cluster = Cluster(space)
+    secret(space, "identities", proplet_1="one", proplet_2="two")
+    named: dict[str, Any] = {"replicas": 2, "identitiesSecretRef": {"name": "identities"}}
+    space.apply(pod_proplet(space, broker, **named))
+    cluster.until("farm-proplet", "farm-proplet-1")
+    eventually(lambda: space.get("proplets", "farm-1"))
+    space.kubectl("delete", "secret", "identities")
+    for level in ("debug", "warn"):  # when the second is there, the first look is over
+        space.apply(pod_proplet(space, broker, logLevel=level, **named))
+        eventually(lambda: {"name": "PROPLET_LOG_LEVEL", "value": level} in environment(cluster.get("farm-proplet")))  # noqa: B023
+    eventually(lambda: "SecretMissing" in space.kubectl("get", "events"))
+    assert cluster.names() == ["farm-proplet", "farm-proplet-1"]
+    assert space.get("proplets", "farm-1")["spec"]["type"] == "k8s"
+
+
+def environment(deployment: dict[str, Any]) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    return listed
