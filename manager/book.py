@@ -17,8 +17,15 @@ from proplet.manager.placement import Fleet
 
 TOMBSTONES: Final = 10_000
 
+# What the store refuses to record waits for so long, unacknowledged; longer than a cluster may be away.
+HOLD_S: Final = 20.0
+
 Letter = tuple[Signal, Callable[[], None]]
 """A signal, and what to call when its meaning is recorded."""
+
+
+def _nothing_to_do() -> None:
+    pass
 
 
 class Book:
@@ -33,6 +40,7 @@ class Book:
         self._tasks: dict[str, Task] = {}
         self._contacts: dict[str, Contacts] = {}
         self._mail: dict[str, list[Letter]] = {}
+        self._refused: dict[str, float] = {}  # since when their records are
         self._awaiting: OrderedDict[str, None] = OrderedDict()  # pending until the fleet changes
         self._broadcasts: set[str] = set()  # under way
         self._deleted: OrderedDict[str, int] = OrderedDict()  # their last versions
@@ -152,6 +160,29 @@ class Book:
         """Return mail that could not be dealt with, before what came since."""
         if letters:
             self._mail[uid] = letters + self._mail.get(uid, [])
+
+    def dealt_with(self, uid: str, letters: list[Letter]) -> None:
+        """Their meaning is recorded."""
+        self._refused.pop(uid, None)
+        for _, done in letters:
+            done()
+
+    def refused(self, uid: str, letters: list[Letter], mono: float) -> bool:
+        """Return mail whose meaning the store refuses to record; whether it has done so for long.
+
+        It is acknowledged then, because until it is the broker soon delivers nothing that is behind it. It stays here,
+        and its proplet tells it again when asked.
+        """
+        if mono - self._refused.setdefault(uid, mono) < HOLD_S:
+            self.put_back(uid, letters)
+            return False
+        kept: list[Signal] = []
+        for signal, done in reversed(letters):
+            done()
+            if signal not in kept:
+                kept.append(signal)
+        self.put_back(uid, [(signal, _nothing_to_do) for signal in reversed(kept)])
+        return True
 
     # --- who waits ----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import anyio
 
 from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
 from proplet.manager.announcer import Announcer
-from proplet.manager.book import Book, goes_on, matters_to_others
+from proplet.manager.book import HOLD_S, Book, goes_on, matters_to_others
 from proplet.manager.bus import BusEvent, Down, Heard, Up
 from proplet.manager.command import stop_of
 from proplet.manager.core import UNDER_WAY
@@ -46,6 +46,7 @@ from proplet.manager.ports import (
     EventSink,
     GoneError,
     Liveness,
+    RefusedError,
     Store,
     StoreUnavailableError,
 )
@@ -326,6 +327,12 @@ class Controller:
         mail = self._book.collect(uid)
         try:
             decision = await self._ledger.settle(uid, [signal for signal, _ in mail])
+        except RefusedError as error:
+            mono = self._monotonic()
+            for_long = self._book.refused(uid, mail, mono)
+            log.warning("task %s cannot be recorded: %s", uid, error)
+            self._wake(uid, mono + (HOLD_S if for_long else RETRY_S))
+            return
         except StoreUnavailableError as error:
             log.warning("task %s cannot be recorded now: %s", uid, error)
             self._book.put_back(uid, mail)
@@ -334,8 +341,7 @@ class Controller:
         except IllegalTransitionError:
             log.exception("task %s: a defect of this program; what it was told is dropped", uid)
             decision = Decision()
-        for _, done in mail:
-            done()
+        self._book.dealt_with(uid, mail)
         task = self._book.get(uid)
         if task is None:
             return

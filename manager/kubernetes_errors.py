@@ -9,6 +9,7 @@ from proplet.manager.ports import (
     ConflictError,
     GoneError,
     NotFoundError,
+    RefusedError,
     ResourceTooLargeError,
     StoreError,
     StoreUnavailableError,
@@ -19,10 +20,6 @@ _TOO_LARGE: Final = (
     "request is too large",
     "larger than max",
 )  # etcd's words, which come as an error of the server's own
-
-
-class RefusedError(StoreUnavailableError):
-    """The API server refused the request itself (a permission, a rule): the same request fails until that changes."""
 
 
 class NotServedError(StoreUnavailableError):

@@ -18,10 +18,9 @@ from typing import Final
 import anyio
 
 from proplet.manager.kubernetes_api import Collection, Document, KubernetesApi
-from proplet.manager.kubernetes_errors import RefusedError
 from proplet.manager.manifest import GROUPS
 from proplet.manager.model import Meta, Resource
-from proplet.manager.ports import NotFoundError, StoreError
+from proplet.manager.ports import NotFoundError, RefusedError, StoreError
 
 EVENTS: Final = Collection("events.k8s.io", "v1", "events", "Event")
 UPDATE_S: Final = 10.0

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from proplet.manager.kubernetes_api import Collection, KubernetesApi
-from proplet.manager.kubernetes_errors import RefusedError
-from proplet.manager.ports import NotFoundError
+from proplet.manager.ports import NotFoundError, RefusedError
 
 SECRETS: Final = Collection("", "v1", "secrets", "Secret")
 

@@ -39,7 +39,6 @@ from proplet.manager.deployments import (
     sibling_of,
 )
 from proplet.manager.kubernetes_api import Document, KubernetesApi
-from proplet.manager.kubernetes_errors import RefusedError
 from proplet.manager.kubernetes_secrets import SecretError, read_secret
 from proplet.manager.model import Condition, Key, Kind, Proplet
 from proplet.manager.pod_template import Identity, tls_keys_in
@@ -51,6 +50,7 @@ from proplet.manager.ports import (
     EventSink,
     GoneError,
     NotFoundError,
+    RefusedError,
     Store,
     StoreError,
     StoreUnavailableError,

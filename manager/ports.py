@@ -36,6 +36,10 @@ class StoreUnavailableError(StoreError):
     """The store cannot be reached or written now (disk full, server away); nothing was changed. Try again later."""
 
 
+class RefusedError(StoreUnavailableError):
+    """The store refuses this very request (a permission, a rule): the same fails until that changes."""
+
+
 class ResourceTooLargeError(StoreUnavailableError):
     """The store takes no resource of this size, now or later: it must be made smaller."""
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import anyio
 
 from proplet.manager.kubernetes_api import Collection, Document, KubernetesApi
-from proplet.manager.kubernetes_errors import NotServedError, RefusedError
+from proplet.manager.kubernetes_errors import NotServedError
 from proplet.manager.manifest import GROUPS
 from proplet.manager.model import RESOURCES, Key, Kind, Resource
 from proplet.manager.ports import (
@@ -23,6 +23,7 @@ from proplet.manager.ports import (
     ConflictError,
     Listing,
     NotFoundError,
+    RefusedError,
     StoreError,
 )
 from proplet.manager.store_kubernetes_cache import Cache, Removed

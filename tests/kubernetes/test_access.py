@@ -10,12 +10,14 @@ import pytest
 
 from proplet.manager.kubernetes_access import Access, AccessError, Sockets
 from proplet.manager.kubernetes_api import Collection, open_api
-from proplet.manager.kubernetes_errors import NotServedError, RefusedError, refusal
+from proplet.manager.kubernetes_errors import NotServedError, refusal
 from proplet.manager.ports import (
     AlreadyExistsError,
     ConflictError,
     GoneError,
     NotFoundError,
+    RefusedError,
+    ResourceTooLargeError,
     StoreError,
     StoreUnavailableError,
 )
@@ -142,7 +144,7 @@ def status(code: int, reason: str = "", name: str = "x") -> bytes:
         (400, status(400), RefusedError),
         (401, status(401), RefusedError),
         (403, status(403), RefusedError),
-        (413, b"<html>too large</html>", RefusedError),
+        (413, b"<html>too large</html>", ResourceTooLargeError),
         (422, status(422, "Invalid"), RefusedError),
         (429, status(429), StoreUnavailableError),
         (500, b"", StoreUnavailableError),

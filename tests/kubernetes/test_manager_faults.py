@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from proplet.agent.topics import Route
+from proplet.agent.wire import Alive
 from tests.kubernetes.relay import RelayThread, open_relay_thread
 from tests.manager.device import Device
 from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer
@@ -483,4 +485,56 @@ def test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may
         space.until("tasks", "add", "running")
         portal.call(device.finish)
         assert space.until("tasks", "add", "completed")["results"] == "42"
+        assert one_run_each(device)
+
+
+@pytest.fixture
+def policy(server: ApiServer) -> Iterator[Callable[[str], None]]:
+    """Makes the cluster refuse every status of Tasks of a name from now on, as policies of administrators may."""
+    admission = "/apis/admissionregistration.k8s.io/v1"
+    kinds = ("validatingadmissionpolicybindings", "validatingadmissionpolicies")
+    rule = {
+        "apiGroups": [GROUP], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["tasks/status"],
+    }  # fmt: skip
+
+    def refuse(name: str) -> None:
+        spec = {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [rule]},
+            "validations": [{"expression": f"object.metadata.name != '{name}'", "message": "not this one"}],
+        }
+        server.call("POST", f"{admission}/{kinds[1]}", {"metadata": {"name": "no"}, "spec": spec})
+        bound = {"policyName": "no", "validationActions": ["Deny"]}
+        server.call("POST", f"{admission}/{kinds[0]}", {"metadata": {"name": "no"}, "spec": bound})
+
+    yield refuse
+    for kind in kinds:
+        server.kubectl("delete", kind, "no", "--ignore-not-found")
+
+
+@pytest.mark.slow
+def test_a_task_whose_status_the_cluster_refuses_holds_up_no_other(
+    space: Workspace, launch: Launch, broker: MosquittoServer, policy: Callable[[str], None]
+) -> None:
+    manager, device = launch(), Holding("proplet-1", TOPICS)
+    with plugged(device, broker.link_settings("proplet-1")) as portal:
+        space.apply(proplet_manifest("p", "proplet-1", broker.address), task_manifest("poison"))
+        space.until("tasks", "poison", "running")
+        policy("poison")
+
+        def is_refused() -> bool:
+            path = f"/apis/{GROUP}/v1/namespaces/{space.namespace}/tasks/poison/status?dryRun=All"
+            try:
+                space.server.call("PATCH", path, {"status": {"error": "x"}}, content_type=MERGE_PATCH)
+            except ApiError as refused:
+                return "not this one" in str(refused)
+            return False
+
+        eventually(is_refused, "the policy is in force")
+        portal.call(device.finish)
+        eventually(lambda: "not this one" in manager.log, "the result is refused")
+        for _ in range(10 * broker.settings.max_inflight):  # as its many proplets say in a moment
+            portal.call(device.say, Route.ALIVE, Alive("proplet-1"))
+        space.apply(task_manifest("next"))
+        assert space.until("tasks", "next", "completed")["results"] == "42"
         assert one_run_each(device)

@@ -9,11 +9,18 @@ import pytest
 
 from proplet.manager.kubernetes_access import Access
 from proplet.manager.kubernetes_api import open_api
-from proplet.manager.kubernetes_errors import NotServedError, RefusedError
+from proplet.manager.kubernetes_errors import NotServedError
 from proplet.manager.manifest import GROUPS
 from proplet.manager.model import Key, Kind, Meta, Task, TaskStatus
 from proplet.manager.phases import Phase
-from proplet.manager.ports import ConflictError, NotFoundError, ResourceTooLargeError, Store, StoreUnavailableError
+from proplet.manager.ports import (
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    ResourceTooLargeError,
+    Store,
+    StoreUnavailableError,
+)
 from proplet.manager.store_kubernetes import KubernetesStore, open_kubernetes_store
 from proplet.manager.store_kubernetes_document import collection_of
 from tests.kubernetes.contract import OverKubernetes, opened
