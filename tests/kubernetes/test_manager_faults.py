@@ -56,7 +56,7 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def space(server: ApiServer, request: pytest.FixtureRequest) -> Iterator[Workspace]:
-    name = request.node.name[:60].replace("_", "-").rstrip("-").lower()
+    name = request.node.originalname[:60].replace("_", "-").rstrip("-").lower()
     server.create_namespace(name)
     yield Workspace(server, name)
     server.start()  # whatever the test has done to it
@@ -67,7 +67,7 @@ Launch = Callable[..., ManagerProcess]
 
 
 @pytest.fixture
-def launch(tmp_path: Path, broker: MosquittoServer, space: Workspace) -> Iterator[Launch]:
+def launch(tmp_path: Path, broker: MosquittoServer, space: Workspace, hasty: str) -> Iterator[Launch]:
     """Starts managers of the workspace; they end with the test."""
     with ExitStack() as stack:
 
@@ -75,9 +75,20 @@ def launch(tmp_path: Path, broker: MosquittoServer, space: Workspace) -> Iterato
             arguments = manager_arguments(
                 broker, space.server, f"--namespace={space.namespace}", f"--lease-namespace={space.namespace}", *more
             )
-            return stack.enter_context(ManagerProcess(tmp_path / name, arguments))
+            process = ManagerProcess(tmp_path / name, arguments)
+            process.program = [hasty] if hasty else process.program
+            return stack.enter_context(process)
 
         yield start
+
+
+@pytest.fixture
+def hasty() -> str:
+    """The program of managers that wait for less, where a test asks for that; else it is the real one."""
+    return ""
+
+
+HASTY = pytest.mark.parametrize("hasty", ["tests.kubernetes.hasty_manager"], ids=["hasty"])
 
 
 def takeovers(broker: MosquittoServer) -> int:
@@ -119,6 +130,7 @@ def test_a_task_outlives_the_api_server(space: Workspace, launch: Launch, broker
         assert one_run_each(device)
 
 
+@HASTY
 @pytest.mark.slow
 def test_what_ends_while_the_cluster_is_long_away_is_told_when_it_is_back(
     space: Workspace, launch: Launch, broker: MosquittoServer
@@ -221,6 +233,7 @@ def test_of_two_managers_one_works_and_the_other_takes_over(
     assert takeovers(broker) == 0  # never were two connected
 
 
+@HASTY
 @pytest.mark.slow
 def test_a_leader_that_cannot_renew_its_lease_leaves_the_broker_to_the_next(
     space: Workspace, launch: Launch, broker: MosquittoServer
@@ -270,6 +283,7 @@ def test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_
     assert len(device.runs) == 8
 
 
+@HASTY
 @pytest.mark.slow
 def test_a_leader_that_was_frozen_finds_out_and_leaves_the_broker_to_the_next(
     space: Workspace, launch: Launch, broker: MosquittoServer
@@ -329,6 +343,7 @@ def test_a_device_with_a_cluster_goes_on_without_it(space: Workspace, tmp_path: 
         space.kubectl("delete", "task", "long", "--timeout=30s")
 
 
+@HASTY
 @pytest.mark.slow
 def test_nothing_is_lost_while_no_packet_gets_through(
     space: Workspace, launch: Launch, broker: MosquittoServer
@@ -512,6 +527,7 @@ def policy(server: ApiServer) -> Iterator[Callable[[str], None]]:
         server.kubectl("delete", kind, "no", "--ignore-not-found")
 
 
+@HASTY
 @pytest.mark.slow
 def test_a_task_whose_status_the_cluster_refuses_holds_up_no_other(
     space: Workspace, launch: Launch, broker: MosquittoServer, policy: Callable[[str], None]
