@@ -346,6 +346,12 @@ SHOWN: Shown = {
         FAULTS: ("test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end",),
         "kubernetes/test_many_writers.py": ("test_everybody_ends_with_the_servers_state",),
     },
+    "the cluster refuses what is to be recorded of one Task": {
+        FAULTS: ("test_a_task_whose_status_the_cluster_refuses_holds_up_no_other",),
+        "manager/test_refused_records.py": (
+            "test_a_result_that_cannot_be_recorded_does_not_hold_up_what_is_behind_it_and_is_not_forgotten",
+        ),
+    },
     "the clock is set": {
         LEASE: ("test_the_time_of_day_decides_nothing",),
         CONTROLLER: ("test_a_clock_that_is_set_while_tasks_run_loses_none",),
