@@ -22,6 +22,7 @@ from proplet.manager.ports import (
     ConflictError,
     GoneError,
     NotFoundError,
+    RefusedError,
     Store,
     StoreUnavailableError,
 )
@@ -31,6 +32,7 @@ from proplet.manager.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
+AGAIN_S: Final = 30.0  # after the store has refused a record itself: the same fails until something else changes
 WRITERS: Final = 8  # a whole fleet that comes back at once shares commits
 
 
@@ -51,6 +53,7 @@ class Roster:
         self._on_news = on_news
         self._announcer = announcer
         self._queue = WorkQueue()
+        self._resting: dict[str, float] = {}  # until when what was refused is not tried again
         self._version = 0
 
     @property
@@ -92,6 +95,10 @@ class Roster:
             self._news(proplet_id)
         for proplet_id in self._registry.unwritten():
             self._queue.add(proplet_id)
+        mono = self._now().mono
+        for key in [key for key, until in self._resting.items() if until <= mono]:
+            del self._resting[key]
+            self._queue.add(key)
 
     def _news(self, proplet_id: str | None) -> None:
         if proplet_id is not None:
@@ -137,7 +144,11 @@ class Roster:
         while True:
             proplet_id = await self._queue.take()
             try:
-                await self._record(proplet_id)
+                if proplet_id not in self._resting:
+                    await self._record(proplet_id)
+            except RefusedError as error:
+                log.warning("proplet %s cannot be recorded: %s", proplet_id, error)
+                self._resting[proplet_id] = self._now().mono + AGAIN_S  # a sweep brings it here again
             except StoreUnavailableError as error:
                 log.warning("proplet %s cannot be recorded now: %s", proplet_id, error)
                 self._queue.add(proplet_id)

@@ -7,9 +7,10 @@ import pytest
 
 from proplet.manager.book import HOLD_S
 from proplet.manager.bus import Heard
-from proplet.manager.model import Resource
+from proplet.manager.model import Kind, Resource
 from proplet.manager.phases import Phase
 from proplet.manager.ports import RefusedError
+from proplet.manager.roster import AGAIN_S
 from proplet.manager.store_memory import MemoryStore
 from tests.manager.fakes import eventually, open_node
 
@@ -55,3 +56,43 @@ async def test_a_result_that_cannot_be_recorded_does_not_hold_up_what_is_behind_
         assert (await node.get("poison")).status.results == "42"
         assert acked == ["once"]
         assert len(pi.started) == 1
+
+
+class Strict(MemoryStore):
+    """Makes no proplet of this name."""
+
+    refused = "Pi_4"
+    asked = 0
+
+    async def create(self, resource: Resource) -> Resource:
+        if resource.meta.name == self.refused:
+            self.asked += 1
+            raise RefusedError("metadata.name: Invalid value")
+        return await super().create(resource)
+
+
+async def test_a_proplet_that_cannot_be_recorded_is_tried_seldom_and_keeps_no_other_from_being() -> None:
+    store, ahead = Strict(), [0.0]
+
+    async def swept() -> None:
+        node.controller._roster.sweep()
+        await eventually(lambda: node.controller._roster.idle)
+
+    async with open_node(store, monotonic=lambda: time.monotonic() + ahead[0]) as node:
+        odd = node.proplet("Pi_4")
+        await eventually(lambda: store.asked == 1)
+        for number in range(20):
+            odd.beat()
+            await swept()
+            node.proplet(f"pi-{number}")
+        with anyio.fail_after(20):
+            while len((await store.list(Kind.PROPLET)).items) < 20:  # noqa: ASYNC110 - somebody else writes
+                await anyio.sleep(0.01)
+        assert store.asked == 1
+        store.refused = ""
+        ahead[0] += AGAIN_S
+        odd.beat()
+        await swept()
+        with anyio.fail_after(20):
+            while (await store.list(Kind.PROPLET)).items[-1].meta.name != "Pi_4":  # noqa: ASYNC110
+                await anyio.sleep(0.01)
