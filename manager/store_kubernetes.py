@@ -38,7 +38,7 @@ from proplet.manager.store_kubernetes_document import (
 from proplet.manager.store_kubernetes_watch import Reflector
 from proplet.manager.store_table import missing
 
-HISTORY: Final = 4096
+HISTORY: Final = 1024  # each keeps an old version of a resource in memory; our own watchers are never far behind
 
 
 class KubernetesStore:
