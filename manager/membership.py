@@ -1,6 +1,7 @@
 """Which proplets are a manager's, and what is said to those that it cannot work with. Pure."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from proplet.manager import conditions
 from proplet.manager.model import Proplet, PropletPhase
@@ -18,6 +19,17 @@ class Membership:
     register: bool = True
     namespace: str = "default"
     channel: tuple[str, str] | None = None
+
+    def connection_of(self, proplet_id: str) -> dict[str, Any]:
+        """Return the connection of one that nobody declared and whose record is not named like it.
+
+        In a cluster a connection has to be whole. The key is the device's own business: the Secret need not be there.
+        """
+        if self.channel is None:
+            return {"entityId": proplet_id}
+        domain, channel = self.channel
+        key = {"name": "unknown", "key": "unknown", "optional": True}
+        return {"domainId": domain, "channelId": channel, "clientId": proplet_id, "clientKeySecretRef": key}
 
     def refusal(self, proplet: Proplet, holder: Proplet | None) -> tuple[str, str] | None:
         """Return reason and message if a declared proplet cannot be worked with, None if it can.

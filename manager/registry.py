@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from proplet.agent.codec import rfc3339
 from proplet.agent.topics import InvalidTopicError, check_level
@@ -226,6 +226,10 @@ class Registry:
 
     def _unknown(self, proplet_id: str) -> _Entry:
         return _Entry(Proplet(Meta(proplet_id, self._membership.namespace), PropletSpec(declared=False)))
+
+    def connection_of(self, proplet_id: str) -> dict[str, Any]:
+        """Return the connection for the record of one that nobody declared, where that is not named like it."""
+        return self._membership.connection_of(proplet_id)
 
     def refusal(self, proplet: Proplet) -> tuple[str, str] | None:
         """Return reason and message if this manager cannot work with a declared proplet."""

@@ -16,6 +16,7 @@ from proplet.agent.wire import Alive, Discovery, PropletMetrics
 from proplet.manager.announcer import Announcer
 from proplet.manager.exchange import Moment
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSpec
+from proplet.manager.participation import name_of
 from proplet.manager.ports import (
     AlreadyExistsError,
     ChangeType,
@@ -178,6 +179,10 @@ class Roster:
             self._forget(proplet)
         except AlreadyExistsError:
             await self._another_has_its_name(proplet)
+        except RefusedError:
+            if recorded or name_of(proplet.meta.name) == proplet.meta.name:
+                raise
+            await self._under_another_name(proplet)
         else:
             self._registry.learn(written, self._now())
             self._announcer.proplet(before[0] if before is not None else None, written)
@@ -194,8 +199,12 @@ class Roster:
         if other.id == proplet.id:
             self._learn(other)
             return
-        spec = PropletSpec(declared=False, connection={"entityId": proplet.id})
-        meta = Meta(f"discovered-{proplet.id}", proplet.meta.namespace)
+        await self._under_another_name(proplet)
+
+    async def _under_another_name(self, proplet: Proplet) -> None:
+        """Record one that announced itself, and whose id is the name of another, or none at all in a cluster."""
+        spec = PropletSpec(declared=False, connection=self._registry.connection_of(proplet.id))
+        meta = Meta(name_of("discovered", proplet.id), proplet.meta.namespace)
         try:
             created = await self._store.create(Proplet(meta, spec, proplet.status))
         except AlreadyExistsError:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from proplet.agent.wire import Reason, Start
+from proplet.manager.broker import Identity, Role
 from tests.kubernetes.test_pods import Cluster, pod_proplet
 from tests.manager.device import Device
 from tests.support.kubernetes import ApiServer, KubectlError
@@ -35,7 +36,7 @@ from tests.support.kubernetes_manager import (
     proplet_manifest,
     task_manifest,
 )
-from tests.support.mosquitto import MosquittoServer
+from tests.support.mosquitto import IDENTITIES, MosquittoServer
 
 HERE = "kubernetes/test_defects.py"
 CRDS = "kubernetes/test_crds.py"
@@ -117,6 +118,7 @@ SHOWN: Shown = {
     },
     "W-H6 proplets that announce themselves cannot be registered": {
         COMMAND: ("test_proplets_that_announce_themselves_are_registered_where_that_is_wanted",),
+        HERE: ("test_proplets_whose_ids_are_no_names_or_those_of_others_are_registered_too",),
     },
     "W-H7 a proplet whose will says that it is gone counts as alive": {
         REGISTRY: ("test_a_will_marks_offline_at_once_and_lost_after_a_grace",),
@@ -538,6 +540,27 @@ def test_a_profile_without_an_interval_runs(site: Site) -> None:
             site.one.until("tasks", name, "running")
         profiles = [start.monitoring_profile for start in device.held.values()]
         assert [(p.enabled, p.interval > 0) for p in profiles if p is not None] == [(True, True)] * 2
+
+
+def test_proplets_whose_ids_are_no_names_or_those_of_others_are_registered_too(
+    api_server: ApiServer, namespace: str, shared: Site, tmp_path: Path
+) -> None:
+    space, odd = Workspace(api_server, namespace), Identity("Pi_4", "secret", Role.PROPLET)
+    broker = MosquittoServer(tmp_path / "broker", [*IDENTITIES, odd])
+    broker.start()
+    arguments = [*manager_arguments(broker, api_server), f"--namespace={namespace}", "--register"]
+    try:
+        space.apply(proplet_manifest("proplet-1", "somebody-else", broker.address))
+        with ManagerProcess(tmp_path / "manager", arguments):
+            for proplet_id, known_as in (("Pi_4", "discovered-pi-4-"), ("proplet-1", "discovered-proplet-1")):
+                with plugged(Device(proplet_id, TOPICS), broker.link_settings(proplet_id)):
+                    task = f"on-{len(known_as)}"
+                    space.apply(task_manifest(task, propletSelector={"propletId": proplet_id}))
+                    assert space.until("tasks", task, "completed")["results"] == "42"
+                    names = eventually(lambda: space.kubectl("get", "proplets", "-o", "name"))
+                    assert f"/{known_as}" in names
+    finally:
+        broker.kill()
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ async def test_a_result_that_cannot_be_recorded_does_not_hold_up_what_is_behind_
 class Strict(MemoryStore):
     """Makes no proplet of this name."""
 
-    refused = "Pi_4"
+    refused = "odd-one"
     asked = 0
 
     async def create(self, resource: Resource) -> Resource:
@@ -79,7 +79,7 @@ async def test_a_proplet_that_cannot_be_recorded_is_tried_seldom_and_keeps_no_ot
         await eventually(lambda: node.controller._roster.idle)
 
     async with open_node(store, monotonic=lambda: time.monotonic() + ahead[0]) as node:
-        odd = node.proplet("Pi_4")
+        odd = node.proplet("odd-one")
         await eventually(lambda: store.asked == 1)
         for number in range(20):
             odd.beat()
@@ -94,5 +94,5 @@ async def test_a_proplet_that_cannot_be_recorded_is_tried_seldom_and_keeps_no_ot
         odd.beat()
         await swept()
         with anyio.fail_after(20):
-            while (await store.list(Kind.PROPLET)).items[-1].meta.name != "Pi_4":  # noqa: ASYNC110
+            while (await store.list(Kind.PROPLET)).items[-1].meta.name != "odd-one":  # noqa: ASYNC110
                 await anyio.sleep(0.01)
