@@ -204,6 +204,7 @@ def test_a_manager_that_is_killed_again_and_again_loses_nothing(
         assert set(device.runs.values()) == {1}
 
 
+@HASTY
 @pytest.mark.slow
 def test_of_two_managers_one_works_and_the_other_takes_over(
     space: Workspace, launch: Launch, broker: MosquittoServer
