@@ -40,7 +40,7 @@ class RefusedError(StoreUnavailableError):
     """The store refuses this very request (a permission, a rule): the same fails until that changes."""
 
 
-class ResourceTooLargeError(StoreUnavailableError):
+class ResourceTooLargeError(RefusedError):
     """The store takes no resource of this size, now or later: it must be made smaller."""
 
 
