@@ -34,6 +34,8 @@ from tests.support.kubernetes_manager import (
 from tests.support.mosquitto import MosquittoServer
 from tests.support.node import NodeProcess
 
+pytestmark = pytest.mark.kubernetes  # the servers here are its own
+
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[MosquittoServer]:

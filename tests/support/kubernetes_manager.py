@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+import proplet.crds
 from proplet.agent.mqtt_model import MqttSettings
 from proplet.agent.topics import Topics
 from proplet.agent.wire import Start
@@ -28,7 +29,7 @@ from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, free_port
 
 GROUP = "propeller.propeller.abstractmachines.fr"
 ROOT = Path(__file__).parents[2]
-CRDS = ROOT / "crds" / "abstractmachines.fr"
+CRDS = Path(proplet.crds.__path__[0]) / "abstractmachines.fr"
 KINDS = ("federatedjobs", "propellerjobs", "proplets", "tasks", "trainingrounds")
 TOPICS = Topics(DOMAIN, CHANNEL)
 PATIENCE_S = 40.0
