@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import proplet.crds
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-import proplet.crds
 from proplet.agent.mqtt_model import MqttSettings
 from proplet.agent.topics import Topics
 from proplet.agent.wire import Start
