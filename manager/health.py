@@ -57,13 +57,17 @@ def metrics_page(lines: Callable[[], str]) -> Page:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where pages are served: host ("" for every one), port (0 for a free one) and, for TLS, certificate and key."""
+    """Where pages are served: host ("" for every one), port (0 for a free one) and, for TLS, certificate and key.
+
+    `patience_s` is how long a request may take.
+    """
 
     host: str
     port: int
     pages: Mapping[str, Page]
     certificate: tuple[str, str] | None = None
     setting: str = ""
+    patience_s: float = PATIENCE_S
 
 
 @asynccontextmanager
@@ -81,7 +85,7 @@ async def open_site(site: Site) -> AsyncIterator[int]:
         where = f"{site.host}:{site.port}"
         raise HealthError(f"{where} cannot be listened on ({error}): choose another {site.setting}, or 0") from error
     async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, partial(_serve, site.pages, tls, deque()))
+        tasks.start_soon(listener.serve, partial(_serve, site, tls, deque()))
         yield int(listener.extra(SocketAttribute.local_port))  # noqa: S610 - no Django here
         tasks.cancel_scope.cancel()
 
@@ -93,11 +97,11 @@ def _tls(files: tuple[str, str]) -> ssl.SSLContext:
 
 
 async def _serve(
-    pages: Mapping[str, Page], tls: ssl.SSLContext | None, open_ones: deque[anyio.CancelScope], raw: SocketStream
+    site: Site, tls: ssl.SSLContext | None, open_ones: deque[anyio.CancelScope], raw: SocketStream
 ) -> None:
     async with raw:
         try:
-            with anyio.move_on_after(PATIENCE_S) as scope:
+            with anyio.move_on_after(site.patience_s) as scope:
                 # The oldest goes: who asks is done in no time, who only holds connections must not keep a probe out.
                 if len(open_ones) >= _CONNECTIONS:
                     open_ones.popleft().cancel()
@@ -105,7 +109,7 @@ async def _serve(
                 stream: ByteStream = raw
                 if tls is not None:
                     stream = await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
-                await stream.send(_response(pages, await _request(stream)))
+                await stream.send(_response(site.pages, await _request(stream)))
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
             pass  # it went away
         finally:

@@ -72,7 +72,9 @@ class Works:
         collect_garbage: bool,
         decisions: Mapping[Kind, Decide] = DECISIONS,
         monotonic: Clock = time.monotonic,
+        retry_s: float = RETRY_S,
     ) -> None:
+        self._retry_s = retry_s
         self._store = store
         self._events = events
         self._clock = clock
@@ -129,7 +131,7 @@ class Works:
                 await self._reload(kind)
             except StoreUnavailableError as error:
                 log.warning("%ss cannot be watched, trying again: %s", kind.value, error)
-                await anyio.sleep(RETRY_S)
+                await anyio.sleep(self._retry_s)
 
     async def _reload(self, kind: Kind) -> None:
         while True:
@@ -138,7 +140,7 @@ class Works:
                 return
             except StoreUnavailableError as error:
                 log.warning("%ss cannot be listed, trying again: %s", kind.value, error)
-                await anyio.sleep(RETRY_S)
+                await anyio.sleep(self._retry_s)
 
     def _on_change(self, kind: Kind, change: Change) -> None:
         self._versions[kind] = change.version
@@ -189,7 +191,7 @@ class Works:
 
     def _later(self, uid: str, error: StoreError) -> None:
         failures = self._failures[uid] = self._failures.get(uid, 0) + 1
-        delay = min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(failures - 1, 10))
+        delay = min(LONGEST_RETRY_S, self._retry_s * 2.0 ** min(failures - 1, 10))
         log.warning("%s: trying again in %g s: %s", self._said(uid), delay, error)
         self._wake(uid, delay)
 
@@ -292,7 +294,12 @@ def _blocked(before: Work, work: Work, reason: str, text: str, now: float) -> Wo
 
 @asynccontextmanager
 async def open_works(
-    store: Store, events: EventSink | None = None, clock: Clock = time.time, *, collect_garbage: bool
+    store: Store,
+    events: EventSink | None = None,
+    clock: Clock = time.time,
+    *,
+    collect_garbage: bool,
+    retry_s: float = RETRY_S,
 ) -> AsyncIterator[Works]:
     """Drive the store's works while the context is open.
 
@@ -301,11 +308,12 @@ async def open_works(
         events: who is told what happens to them, beside the log.
         clock: epoch seconds.
         collect_garbage: delete what a work made when it is gone; not where an API server does that.
+        retry_s: how long after a failure of the store it is tried again; longer with every further one.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    works = Works(store, events, clock, collect_garbage=collect_garbage)
+    works = Works(store, events, clock, collect_garbage=collect_garbage, retry_s=retry_s)
     await works.load()
     async with anyio.create_task_group() as group:
         group.start_soon(works.run)

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proplet.manager import placement
 from proplet.manager.crowd import Crowd
 from proplet.manager.model import Meta, PropletSelector, Resources, Task, TaskSpec
-from proplet.manager.placement import Fleet, Peer, misfit
+from proplet.manager.placement import Fleet, Peer
 from tests.manager.worlds import proplet
 
 
@@ -23,6 +22,11 @@ def fleet(*names: str, window: int = 1) -> Fleet:
 
 def task(name: str, priority: int = 50, on: str | None = None, **spec: Any) -> Task:
     return Task(Meta(name, uid=name), TaskSpec(name=name, priority=priority, selector=PropletSelector(on), **spec))
+
+
+def in_zone(wanting: Task) -> Task:
+    selector = replace(wanting.spec.selector, match_labels={"zone": "x"})
+    return replace(wanting, spec=replace(wanting.spec, selector=selector))
 
 
 def called(crowd: Crowd) -> list[str]:
@@ -139,25 +143,31 @@ def test_nobody_is_forgotten_and_no_place_given_twice(window: int, events: list[
     assert len(crowd) == len(waiting)
 
 
-def test_however_many_want_different_things_the_fleet_is_asked_once_about_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, asked = fleet("a"), 0
+class CountedLabels(dict[str, str]):
+    """Labels of a proplet that count how often they are looked at: once for each task that is compared with it."""
+
+    asked = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked += 1
+        return super().get(key, default)
+
+
+def test_however_many_want_different_things_the_fleet_is_asked_once_about_each() -> None:
+    made, labels = fleet(), CountedLabels(zone="x")
+    somebody = proplet("a")
+    somebody = replace(somebody, meta=replace(somebody.meta, labels=labels))
+    made.show(Peer(somebody, alive=True, tells=True))
     crowd = Crowd(made)
-
-    def counting(*args: Any) -> str | None:
-        nonlocal asked
-        asked += 1
-        return misfit(*args)
-
-    monkeypatch.setattr(placement, "misfit", counting)
     made.assign("running", "a")
     for number in range(400):
-        crowd.join(task(f"t{number}", resources=Resources(cpu=number / 1000)))
+        crowd.join(in_zone(task(f"t{number}", resources=Resources(cpu=number / 1000))))
         assert called(crowd) == []
-        assert crowd.outranks(task("last", 10))
-    assert asked <= 2 * 400
+        assert crowd.outranks(in_zone(task("last", 10)))
+    assert 400 <= labels.asked <= 2 * 400
     shown = made.peers["a"]
     told = replace(shown.proplet, status=replace(shown.proplet.status, task_count=7))
     assert made.show(replace(shown, proplet=told)), "its record has changed, but nothing that matters for a place"
-    asked = 0
+    labels.asked = 0
     assert called(crowd) == []
-    assert asked == 0
+    assert labels.asked == 0

@@ -5,7 +5,6 @@ import socket
 import anyio
 import pytest
 
-from proplet.manager import health
 from proplet.manager.health import Answer, HealthError, Site, metrics_page, open_site
 from proplet.manager.measures import BUCKETS, Histogram, MeasuredStore, Measures
 from proplet.manager.model import Key, Kind, Meta, Resource, Task, TaskStatus
@@ -65,9 +64,9 @@ async def test_who_says_nothing_does_not_keep_others_from_asking() -> None:
             await stream.aclose()
 
 
-async def test_however_many_only_hold_connections_a_probe_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "PATIENCE_S", 3600.0)  # nobody makes room by going
-    async with open_site(Site("127.0.0.1", 0, PAGES)) as port:
+async def test_however_many_only_hold_connections_a_probe_is_answered() -> None:
+    # Nobody makes room by going.
+    async with open_site(Site("127.0.0.1", 0, PAGES, patience_s=3600.0)) as port:
         silent = [await anyio.connect_tcp("127.0.0.1", port) for _ in range(100)]
         assert b"200 OK" in await ask(port, get("/healthz"))
         with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):

@@ -34,7 +34,7 @@ from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.ports import ConflictError, NotFoundError, StoreUnavailableError
 from proplet.manager.store_memory import MemoryStore
 from proplet.manager.work import Related, Told, WorkDecision
-from proplet.manager.works import WATCHED, Works, open_works
+from proplet.manager.works import RETRY_S, WATCHED, Works, open_works
 
 pytestmark = pytest.mark.anyio
 
@@ -156,8 +156,10 @@ class Sink:
 
 
 @asynccontextmanager
-async def driven(store: Store, sink: Sink | None = None, *, collect: bool = True) -> AsyncIterator[Works]:
-    async with open_works(store, sink, collect_garbage=collect) as works:
+async def driven(
+    store: Store, sink: Sink | None = None, *, collect: bool = True, retry_s: float = RETRY_S
+) -> AsyncIterator[Works]:
+    async with open_works(store, sink, collect_garbage=collect, retry_s=retry_s) as works:
         yield works
 
 
@@ -280,8 +282,7 @@ async def test_after_a_crash_at_any_step_a_restart_goes_on_without_making_anythi
     assert len(after) == 3
 
 
-async def test_a_store_that_is_away_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proplet.manager.works.RETRY_S", 0.01)
+async def test_a_store_that_is_away_is_tried_again() -> None:
     store, left = Store(), 4
 
     def away(what: str) -> Exception | None:
@@ -292,7 +293,7 @@ async def test_a_store_that_is_away_is_tried_again(monkeypatch: pytest.MonkeyPat
         return StoreUnavailableError("the disk is full")
 
     store.fail = away
-    async with driven(store), finishing(store):
+    async with driven(store, retry_s=0.01), finishing(store):
         await store.create(job("j", "a"))
         await job_in(store, "j", WorkPhase.COMPLETED)
     assert left == 0
@@ -471,11 +472,10 @@ async def test_counts_are_recorded_now_and_then_and_the_end_at_once() -> None:
     assert store.writes.count("record j") == 2
 
 
-async def test_children_that_the_store_refuses_are_told_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proplet.manager.works.RETRY_S", 0.01)
+async def test_children_that_the_store_refuses_are_told_in_the_status() -> None:
     store = Store()
     store.fail = lambda what: StoreUnavailableError("a rule forbids it") if what == "create j-a" else None
-    async with driven(store), finishing(store):
+    async with driven(store, retry_s=0.01), finishing(store):
         await store.create(job("j", "a"))
         blocked = await store.is_so(Kind.JOB, "j", lambda of: of.status.conditions)
         assert [(c.type, c.reason, c.message) for c in blocked.status.conditions] == [
