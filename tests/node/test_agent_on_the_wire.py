@@ -11,8 +11,9 @@ import wasmtime
 from proplet.agent import wire
 from proplet.agent.topics import Route, Topics
 from tests.node.conftest import agent_config
+from tests.support.daemon import ProcessEndedError
 from tests.support.mosquitto import CHANNEL, DOMAIN, MANAGER, PROPLET, MosquittoServer
-from tests.support.node import ADDITION, NodeEndedError, NodeProcess, Peer, open_peer
+from tests.support.node import ADDITION, NodeProcess, Peer, open_peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
 
@@ -226,7 +227,7 @@ async def test_a_task_that_ran_when_the_node_was_killed_runs_again_where_its_pol
 async def test_a_second_node_on_the_same_state_directory_is_refused(agent: NodeProcess) -> None:
     second = NodeProcess(agent.directory.parent / "second", agent.config.read_text().replace(
         'state_dir = "state"', f'state_dir = "{agent.directory}/state"'))  # fmt: skip
-    with pytest.raises(NodeEndedError, match="another node") as caught:
+    with pytest.raises(ProcessEndedError, match="another node") as caught:
         second.start()
     assert caught.value.code == 69
     assert str(agent.pid) in caught.value.log

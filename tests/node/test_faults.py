@@ -10,9 +10,10 @@ import pytest
 from proplet.agent import wire
 from proplet.agent.topics import Route, Topics
 from tests.node.conftest import agent_config
+from tests.support.daemon import ProcessEndedError
 from tests.support.disks import mounted
 from tests.support.mosquitto import CHANNEL, DOMAIN, MANAGER, PROPLET, MosquittoServer
-from tests.support.node import ADDITION, NodeEndedError, NodeProcess, Peer, open_peer
+from tests.support.node import ADDITION, NodeProcess, Peer, open_peer
 from tests.support.registry import running_registry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
@@ -127,7 +128,7 @@ async def test_a_read_only_state_directory_is_named(tmp_path: Path, mosquitto: M
     with mounted(tmp_path / "disk", "ro,size=1m") as disk:
         config = agent_config(mosquitto).replace('state_dir = "state"', f'state_dir = "{disk}/state"')
         node = NodeProcess(tmp_path / "node", config)
-        with pytest.raises(NodeEndedError) as caught:
+        with pytest.raises(ProcessEndedError) as caught:
             node.start()
         assert caught.value.code == 69
         assert f"{disk}/state" in caught.value.log
@@ -144,7 +145,7 @@ async def test_an_api_port_that_is_taken_is_named_in_one_line(tmp_path: Path) ->
             f'[manager.api]\nhost = "127.0.0.1"\nport = {port}\ntoken = "0123456789abcdef0123"\n'
         )
         node = NodeProcess(tmp_path / "node", config)
-        with pytest.raises(NodeEndedError) as caught:
+        with pytest.raises(ProcessEndedError) as caught:
             node.start()
     assert caught.value.code == 69
     assert str(port) in caught.value.log

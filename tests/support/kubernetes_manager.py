@@ -1,12 +1,6 @@
 """``proplet manager`` as a process, and proplets on the wire beside it, as a synchronous test needs them."""
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -14,7 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import proplet.crds
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -23,6 +17,7 @@ from proplet.agent.mqtt_model import MqttSettings
 from proplet.agent.topics import Topics
 from proplet.agent.wire import Start
 from tests.manager.device import Device, plug_in
+from tests.support.daemon import DaemonProcess
 from tests.support.kubernetes import ApiServer
 from tests.support.kubernetes_objects import await_served
 from tests.support.mosquitto import CHANNEL, DOMAIN, MosquittoServer, free_port
@@ -60,12 +55,15 @@ def eventually(found: Callable[[], Any], what: str = "", within_s: float = PATIE
     raise AssertionError(f"not within {within_s:g} s: {what or found}; last: {last}")
 
 
-class ManagerProcess:
-    """``proplet manager`` with arguments; its log is kept through every restart."""
+class ManagerProcess(DaemonProcess):
+    """``proplet manager`` with arguments. Started, it runs; it may not be ready for anything yet."""
+
+    name = "manager"
+    ready_s = PATIENCE_S
+    cwd = ROOT  # some of its programs are modules of the tests
 
     def __init__(self, directory: Path, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
+        super().__init__(directory, environ)
         self.health_port, self.metrics_port = free_port(), free_port()
         self.arguments = [
             *arguments,
@@ -73,44 +71,9 @@ class ManagerProcess:
             f"--metrics-bind-address=127.0.0.1:{self.metrics_port}",
         ]
         self.program = ["proplet.agent", "manager"]
-        self._environ = dict(environ or {})
-        self._log = directory / "log"
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
-
-    def start(self) -> None:
-        """Start it and wait until it says that it runs; it may not be ready for anything yet."""
-        assert self._process is None
-        notify = self.directory / "notify"
-        notify.unlink(missing_ok=True)
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("PROPLET_", "KUBECONFIG"))}
-        environ |= {"NOTIFY_SOCKET": str(notify), "XDG_CONFIG_HOME": str(self.directory / "none"), **self._environ}
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, self._log.open("ab") as log:
-            listener.bind(str(notify))
-            listener.settimeout(0.1)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *self.program, *self.arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, cwd=ROOT,
-            )  # fmt: skip
-            deadline = time.monotonic() + PATIENCE_S
-            while time.monotonic() < deadline:
-                assert self._process.poll() is None, self.log[-4000:]
-                with contextlib.suppress(TimeoutError):
-                    if b"READY=1" in listener.recv(4096):
-                        return
-        raise AssertionError(f"the manager does not start:\n{self.log[-4000:]}")
+    def command(self) -> Sequence[str]:
+        return [*self.program, *self.arguments]
 
     def ask(self, page: str) -> tuple[int, str]:
         """What a page of it says, with the status."""
@@ -141,33 +104,6 @@ class ManagerProcess:
         finally:
             process.kill()
             process.wait()
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> int:
-        """End it as Kubernetes would; returns its exit code."""
-        return self._end(signal.SIGTERM)
-
-    def _end(self, sig: signal.Signals) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.send_signal(sig)
-        try:
-            return process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"the manager did not end at {sig.name}:\n{self.log[-4000:]}") from None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end(signal.SIGKILL)
 
 
 def manager_arguments(broker: MosquittoServer, server: ApiServer, *more: str) -> list[str]:
