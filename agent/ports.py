@@ -23,13 +23,17 @@ __all__ = [
     "ModuleKind",
     "ModuleWanted",
     "Modules",
+    "Notice",
     "OutboxRow",
     "Outcome",
+    "Output",
     "Runtime",
     "Sample",
+    "Serving",
     "Stage",
     "StartKind",
     "StorageError",
+    "nobody",
 ]
 
 
@@ -68,7 +72,12 @@ class ModuleWanted:
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A module made ready to run: compiled for this machine and authenticated with the device's key."""
+    """A module made ready to run: compiled for this machine and authenticated with the device's key.
+
+    Of components, `waits` says that it imports what can block inside the engine, where only the end of its process
+    reaches it, and `serves_http` that it exports wasi:http/incoming-handler. `wasm` is the file with its own bytes,
+    for programs that compile by themselves; `path` the compiled one.
+    """
 
     module_digest: str
     path: Path
@@ -78,6 +87,9 @@ class Artefact:
     fetch_s: float = 0.0
     compile_s: float = 0.0
     metered: bool = False
+    waits: bool = False
+    serves_http: bool = False
+    wasm: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +155,33 @@ class Job:
     permissions: Permissions = field(default_factory=Permissions)
     stdin: bytes = b""
 
+    @property
+    def daemon(self) -> bool:
+        """A job without a wall limit: it has slots of its own, or it would keep all others out."""
+        return self.limits.wall_s is None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a live run has printed since it was last told; `stream` is stdout or stderr."""
+
+    stream: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A live run has begun to serve on `port`."""
+
+    port: int
+
+
+Notice = Output | Serving
+
+
+def nobody(_notice: Notice) -> None:
+    """The listener of a run whose notices nobody wants."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -160,8 +199,12 @@ class Runtime(Protocol):
         """Make ready to run: a job is about to come. Cheap when ready already, and never necessary."""
         ...
 
-    async def run(self, job: Job) -> Outcome:
-        """Run to its end. Cancelling the call stops the guest. A crashed worker is an outcome, too."""
+    async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
+        """Run to its end. Cancelling the call stops the guest. A crashed worker is an outcome, too.
+
+        `tell` hears what happens meanwhile, on the event loop; all of it before the outcome. Short runs tell nothing:
+        the outcome has all their output. What was told is in the outcome as well, up to the limit of output.
+        """
         ...
 
     def stop(self, key: str) -> None:

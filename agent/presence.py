@@ -6,7 +6,7 @@ managers that announced it, and only of tasks that live long enough for somebody
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from proplet.agent import codec, wire
 from proplet.agent.events import Outcome, RunKey
 from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Link, Runtime, Stage
+from proplet.agent.task_meter import TaskMeter
 from proplet.agent.topics import Route, Topics
 from proplet.agent.vitals import Vitals
 
@@ -56,9 +57,7 @@ class _Live:
     progress: Stage | None = None
     told: object = None
     running_since: float = 0.0  # monotonic; 0 is not running
-    next_sample: float = 0.0
-    last_cpu: tuple[float, float] = (0.0, 0.0)  # monotonic time, CPU seconds then
-    samples: list[wire.TaskSample] = field(default_factory=list)
+    meter: TaskMeter | None = None  # while it runs
 
     def wants(self, topic: str) -> bool:
         return self.start.ext is not None and topic in self.start.ext.topics
@@ -100,8 +99,7 @@ class Presence:
         if live:
             now = time.monotonic()
             live.stage, live.progress = "running", None
-            live.running_since, live.last_cpu = now, (now, 0.0)
-            live.next_sample = now + _interval(live.start)
+            live.running_since, live.meter = now, TaskMeter(live.start, now, self._vitals.total_memory_bytes)
 
     def ended(self, key: RunKey, outcome: Outcome | None = None) -> None:
         """A task is under way no more."""
@@ -205,39 +203,15 @@ class Presence:
 
     async def _tell_samples(self, link: Link) -> None:
         now = time.monotonic()
-        due = {k: live for k, live in self._live.items() if live.running_since and 0 < live.next_sample <= now}
+        due = {key: live.meter for key, live in self._live.items() if live.meter and live.meter.due <= now}
         if not due:
             return
         measured = await self._runtime.sample()
-        for key, live in due.items():
-            live.next_sample = now + _interval(live.start)
+        for key, meter in due.items():
+            meter.asked(now)
             sample = measured.get(str(key))
             if sample is None:
                 continue
-            cpu = sample.cpu_s or 0.0
-            elapsed = max(1e-6, now - live.last_cpu[0])
-            percent = 100 * max(0.0, cpu - live.last_cpu[1]) / elapsed
-            live.last_cpu = (now, cpu)
-            one = self._vitals.task_sample(percent, sample.memory_bytes or 0, now - live.running_since)
-            aggregated = _aggregate(live, one)
+            one, aggregated = meter.take(sample, now)
             message = wire.TaskMetrics(key.task_id, self.proplet_id, one, aggregated, time.time())
             await self.tell(link, Route.TASK_METRICS, message, self._settings.qos)
-
-
-def _interval(start: wire.Start) -> float:
-    """How often a task is measured; infinity if its profile says not at all."""
-    profile = start.monitoring_profile or wire.MonitoringProfile(interval=120.0 if start.daemon else 10.0)
-    return max(1.0, profile.interval) if profile.enabled and profile.export_to_mqtt else float("inf")
-
-
-def _aggregate(live: _Live, sample: wire.TaskSample) -> wire.TaskAggregate | None:
-    profile = live.start.monitoring_profile or wire.MonitoringProfile()
-    if not profile.retain_history:
-        return None
-    live.samples.append(sample)
-    del live.samples[: -max(1, min(profile.history_size, 1000))]
-    cpu = [s.cpu_percent for s in live.samples]
-    memory = [s.memory_bytes for s in live.samples]
-    return wire.TaskAggregate(
-        sum(cpu) / len(cpu), max(cpu), sum(memory) // len(memory), max(memory), sample_count=len(live.samples)
-    )

@@ -16,7 +16,7 @@ wasmtime is never imported here. An idle worker is stopped; the next job starts 
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,11 +32,13 @@ from proplet.agent.ports import (
     ModuleKind,
     Modules,
     ModuleWanted,
+    Notice,
     Outcome,
     Runtime,
     Sample,
     StartKind,
     StorageError,
+    nobody,
 )
 from proplet.agent.runtime_link import Link, LinkSettings, Ticket
 from proplet.agent.runtime_quarantine import Quarantine
@@ -144,7 +146,7 @@ class WorkerRuntime(Runtime):
         """The process ids of the live workers, for measuring them."""
         return [link.pid for link in self._links if link.pid is not None]
 
-    async def run(self, job: Job) -> Outcome:
+    async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         """Run to its end; see the port."""
         if job.artefact.kind is ModuleKind.COMPONENT:
             return Outcome(
@@ -163,7 +165,7 @@ class WorkerRuntime(Runtime):
                 job = replace(job, artefact=replace(made, image_digest=job.artefact.image_digest))
             if (refused := self._quarantine.refusal(job.artefact.module_digest)) is not None:
                 return Outcome(Reason.QUARANTINED, error=refused)
-            ticket = await self._through(job)
+            ticket = await self._through(job, tell)
             if ticket.outcome is not None:
                 return ticket.outcome
             stale = ticket.stale
@@ -212,10 +214,10 @@ class WorkerRuntime(Runtime):
         for ticket in list(self._by_key.values()):
             self._end(ticket, Outcome(Reason.INTERRUPTED, error="the node was stopped"))
 
-    async def _through(self, job: Job) -> Ticket:
+    async def _through(self, job: Job, tell: Callable[[Notice], None]) -> Ticket:
         if job.key in self._by_key:
             raise ValueError(f"a job with the key {job.key!r} is running already")
-        ticket = Ticket(job)
+        ticket = Ticket(job, tell)
         if self._closed:
             self._end(ticket, Outcome(Reason.INTERRUPTED, error="the node is stopping"))
             return ticket

@@ -15,11 +15,12 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent.ports import GuestLimits, Job, Outcome
+from proplet.agent.ports import GuestLimits, Job, Notice, Outcome, Output, nobody
 from proplet.agent.worker_child import Child, ChildGoneError
 from proplet.agent.worker_orders import (
     DONE,
     FAILED,
+    OUTPUT,
     PING,
     PONG,
     READY,
@@ -44,6 +45,7 @@ class Ticket:
     """One job on its way through the runtime; `done` is set when `outcome` (or `stale`) is there."""
 
     job: Job
+    tell: Callable[[Notice], None] = nobody
     done: anyio.Event = field(default_factory=anyio.Event)
     number: int = field(default_factory=lambda: next(_numbers))
     outcome: Outcome | None = None
@@ -55,8 +57,8 @@ class Ticket:
 
     @property
     def daemon(self) -> bool:
-        """A job without a wall limit: it has slots of its own, or it would keep all others out."""
-        return self.job.limits.wall_s is None
+        """See the job."""
+        return self.job.daemon
 
     def overdue(self, now: float, grace_s: float) -> str | None:
         """Why it should have ended long ago, or None."""
@@ -191,6 +193,10 @@ class Link:
     def _take(self, kind: int, content: Any) -> None:
         if kind == DONE:
             self._on_report(self, Report(*content))
+        elif kind == OUTPUT:
+            number, stream, data = content
+            if ticket := self.tickets.get(number):
+                ticket.tell(Output(stream, data))
         elif kind == READY:
             self.ready = True
         elif kind == SAMPLED:

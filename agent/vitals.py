@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from proplet.agent.wire import CpuMetrics, MemoryMetrics, Metadata, TaskSample
+from proplet.agent.wire import CpuMetrics, MemoryMetrics, Metadata
 
 
 class Vitals:
@@ -65,15 +65,10 @@ class Vitals:
         cpu = CpuMetrics(round(user, 3), round(system, 3), psutil.cpu_percent(interval=None))
         return cpu, MemoryMetrics(rss_bytes=rss, container_usage_bytes=usage, container_limit_bytes=limit)
 
-    def task_sample(self, cpu_percent: float, memory_bytes: int, uptime_s: float) -> TaskSample:
-        """Return one task's measures in the reference's shape; what a thread shares with others stays 0."""
-        return TaskSample(
-            cpu_percent=round(cpu_percent, 2),
-            memory_bytes=memory_bytes,
-            memory_percent=round(100 * memory_bytes / self._total_memory, 3),
-            uptime_seconds=int(uptime_s),
-            thread_count=1,
-        )
+    @property
+    def total_memory_bytes(self) -> int:
+        """The machine's memory."""
+        return self._total_memory
 
 
 def _version(distribution: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 
 # Orders: [kind, fields of the tuple]. STOP carries a run's number, PING and SAMPLE a number to answer with.
 SETUP, RUN, STOP, PING, SAMPLE = range(5)
-# Reports likewise.
-READY, DONE, PONG, SAMPLED, FAILED = range(5)
+# Reports likewise. OUTPUT carries a run's number, the stream's name and the bytes it printed since it was last told.
+READY, DONE, PONG, SAMPLED, FAILED, OUTPUT = range(6)
 
 # Requests to a builder: [kind, fields]. Its answers: [STAGE, name, done, total] any number of times, then
 # [BUILT, fields] or [REFUSED, reason, message], the reason being one of `wire.Reason`'s values.

@@ -1,7 +1,7 @@
 """A task that only runs costs the agent next to no attention."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from proplet.agent import codec, wire
 from proplet.agent.events import Outcome, RunKey
 from proplet.agent.mqtt_model import Delivery
-from proplet.agent.ports import Job, Sample
+from proplet.agent.ports import Job, Notice, Sample, nobody
 from proplet.agent.presence import Presence, PresenceSettings
 from proplet.agent.topics import Route, Topics
 from proplet.agent.vitals import Vitals
@@ -24,7 +24,7 @@ START = wire.Start("t", "main", ext=wire.StartTerms(attempt=1, topics=("progress
 class IdleRuntime:
     def warm(self) -> None: ...
 
-    async def run(self, job: Job) -> Outcome:
+    async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         raise NotImplementedError
 
     def stop(self, key: str) -> None: ...
