@@ -10,11 +10,14 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from proplet.agent.worker_frames import RECEIVE_BYTES, Decoder, encode
 from proplet.agent.worker_orders import BUILT, INVALID, PULL, REFUSED, STAGE, STORAGE
 from proplet.agent.worker_start import enter
+
+if TYPE_CHECKING:
+    from proplet.agent.cache import Record
 
 _OOM_SCORE = 700
 _NICE = 10
@@ -91,39 +94,72 @@ _REASONS: Final = {
 
 
 def _compile(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    from wasmtime import Engine, Module, WasmtimeError
-
-    from proplet.agent.builder_sections import SectionError, declared
-    from proplet.agent.cache import CacheError, Record, device_key, publish
-    from proplet.agent.host_engine import configuration
+    from proplet.agent.builder_sections import COMPONENT_LAYER
+    from proplet.agent.cache import CacheError, device_key, publish
 
     wasm, out = Path(fields["wasm"]), Path(fields["out"])
     tell("verifying", 0, 0)
     data = _read(wasm, fields["module_digest"])
     tell("compiling", 0, len(data))
+    known = {"module_digest": fields["module_digest"], "metered": fields["metered"]}
+    code, record = _component(data, known) if data[6:8] == COMPONENT_LAYER else _core(data, known)
     try:
-        module = Module(Engine(configuration(metered=fields["metered"])), data)
+        publish(out, code, record, device_key(Path(fields["key_dir"])))
+    except CacheError as error:
+        raise BuildError(STORAGE, str(error)) from error
+    return {}
+
+
+def _core(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]:
+    from wasmtime import Engine, Module, WasmtimeError
+
+    from proplet.agent.builder_sections import SectionError, declared
+    from proplet.agent.cache import Record
+    from proplet.agent.host_engine import configuration
+
+    try:
+        module = Module(Engine(configuration(metered=known["metered"])), data)
         outside = declared(data)
-        del data
         code = module.serialize()
     except WasmtimeError as error:
         raise _refused(str(error)) from error
     except SectionError as error:
         raise BuildError("not_supported", str(error)) from error
-    record = Record(
-        module_digest=fields["module_digest"],
-        metered=fields["metered"],
+    return code, Record(
+        **known,
         size=len(code),
         has_memory=outside.has_memory,
         imports=outside.imports,
         functions=outside.functions,
         memories=outside.memories,
     )
+
+
+def _component(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]:
+    from wasmtime import Engine, WasmtimeError
+    from wasmtime.component import Component
+
+    from proplet.agent.builder_component import described
+    from proplet.agent.cache import Record
+    from proplet.agent.host_engine import configuration
+
     try:
-        publish(out, code, record, device_key(Path(fields["key_dir"])))
-    except CacheError as error:
-        raise BuildError(STORAGE, str(error)) from error
-    return {}
+        engine = Engine(configuration(metered=known["metered"]))
+        component = Component(engine, data)
+        outside = described(component, engine)
+        code = component.serialize()
+    except WasmtimeError as error:
+        raise _refused(str(error)) from error
+    return code, Record(
+        **known,
+        size=len(code),
+        has_memory=True,
+        imports=outside.imports,
+        functions=outside.functions,
+        kind="component",
+        waits=outside.waits,
+        serves_http=outside.serves_http,
+    )
 
 
 def _read(wasm: Path, module_digest: str) -> bytes:

@@ -43,9 +43,23 @@ FEATURES: Final = MappingProxyType(
 )
 _KEY_NAME: Final = "cache.key"
 _KEY_BYTES: Final = 32
-_FORM: Final = "proplet-compiled-1"
+_FORM: Final = "proplet-compiled-2"
 _TOUCH_S: Final = 3600.0  # recency is written no more often: every write wears the flash
 _CHUNK: Final = 1024 * 1024
+_FIELD_TYPES: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "module_digest": str,
+        "metered": bool,
+        "size": int,
+        "has_memory": bool,
+        "code": str,
+        "functions": dict,
+        "kind": str,
+        "waits": bool,
+        "serves_http": bool,
+        "memory_count": int,
+    }
+)
 
 
 class CacheError(Exception):
@@ -62,15 +76,24 @@ class RottenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a compiled file. `functions` are the exported ones, as (parameters, results) by name."""
+    """What is known of a compiled file.
+
+    Of a core module, `imports` are (module, name) and `functions` the exported ones, as (parameters, results) by name.
+    Of a component (`kind`), `imports` are interfaces, `functions` are `wit` JSON by ``name`` or ``instance#name``;
+    `waits` and `serves_http` as in `ports.Artefact`.
+    """
 
     module_digest: str
     metered: bool
     size: int
     has_memory: bool
-    imports: Sequence[Sequence[str]] = ()
-    functions: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    imports: Sequence[Any] = ()
+    functions: Mapping[str, Any] = field(default_factory=dict)
     memories: Sequence[str] = ()
+    kind: str = "core"
+    waits: bool = False
+    serves_http: bool = False
+    memory_count: int = 1
     code: str = ""
 
 
@@ -216,8 +239,7 @@ def _read_record(path: Path) -> Record:
         record = Record(**fields)
     except (ValueError, TypeError) as error:
         raise RottenError(f"{_record_path(path)} is no record") from error
-    kinds = {"module_digest": str, "metered": bool, "size": int, "has_memory": bool, "code": str, "functions": dict}
-    if any(type(getattr(record, name)) is not kind for name, kind in kinds.items()):
+    if any(type(getattr(record, name)) is not kind for name, kind in _FIELD_TYPES.items()):
         raise RottenError(f"{_record_path(path)} is no record")
     return record
 

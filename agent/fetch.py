@@ -22,7 +22,8 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from proplet.agent.cache import CompileCache
+from proplet.agent.builder_sections import COMPONENT_LAYER
+from proplet.agent.cache import CompileCache, Record
 from proplet.agent.fetch_builders import Builders
 from proplet.agent.ports import (
     Artefact,
@@ -49,7 +50,6 @@ _HASH_INLINE: Final = 64 * 1024
 _REMEMBERED: Final = 1024
 _MAGIC: Final = b"\0asm"
 _CORE_VERSION: Final = b"\1\0\0\0"
-_COMPONENT_LAYER: Final = b"\1\0"  # the second half of a component's version field; core modules have 0
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -134,7 +134,7 @@ class StoredModules(Modules):
         self._flights: dict[ModuleWanted, _Flight] = {}
         self._kept: OrderedDict[str, str] = OrderedDict()  # digest to its file; text, for this is asked for every task
         self._at_hand: OrderedDict[ModuleWanted, tuple[Artefact, str, int]] = OrderedDict()  # with its file's size
-        self._compiled: OrderedDict[Path, int] = OrderedDict()
+        self._compiled: OrderedDict[Path, tuple[Artefact, int]] = OrderedDict()  # as found warm; with its file's size
         self._images: OrderedDict[tuple[str, str | None], tuple[str, str]] = OrderedDict()
         self._index_seen: tuple[int, int] | None = None
 
@@ -201,14 +201,14 @@ class StoredModules(Modules):
                 return None
             image_digest, module_digest = found
         path = self._cache.path(module_digest, metered=wanted.metered)
-        size = self._compiled.get(path)
-        if size is None or not _has_size(path, size):
+        compiled = self._compiled.get(path)
+        if compiled is None or not _has_size(path, compiled[1]):
             return None
         self._compiled.move_to_end(path)
-        artefact = Artefact(module_digest, path, ModuleKind.CORE, image_digest, metered=wanted.metered)
-        if image_digest is None:  # what an image is can change with the store's index
-            _remember(self._at_hand, wanted, (artefact, str(path), size))
-        return artefact
+        if image_digest is not None:  # what an image is can change with the store's index
+            return replace(compiled[0], image_digest=image_digest)
+        _remember(self._at_hand, wanted, (compiled[0], str(path), compiled[1]))
+        return compiled[0]
 
     async def _fly(self, wanted: ModuleWanted, flight: _Flight) -> None:
         try:
@@ -237,27 +237,30 @@ class StoredModules(Modules):
         except InvalidDigest as error:
             raise ModuleError(Reason.MODULE_UNAVAILABLE, str(error)) from error
         blob = self._layout.path(digest)
-        artefact = Artefact(
-            module_digest,
-            self._cache.path(module_digest, metered=wanted.metered),
-            ModuleKind.CORE,
-            image_digest,
-            fetch_s=fetch_s,
-            metered=wanted.metered,
-        )
-        record = await to_thread.run_sync(self._cache.find, artefact.path)
+        path = self._cache.path(module_digest, metered=wanted.metered)
+        artefact = Artefact(module_digest, path, ModuleKind.CORE, image_digest, fetch_s=fetch_s, metered=wanted.metered)
+        record = await to_thread.run_sync(self._cache.find, path)
         if record is None:
-            if await to_thread.run_sync(self._look, blob, digest) is ModuleKind.COMPONENT:
-                return replace(artefact, kind=ModuleKind.COMPONENT, path=blob)
+            artefact = replace(artefact, kind=await to_thread.run_sync(self._look, blob, digest))
             began = time.monotonic()
             await self._builders.compile(self._order(artefact, blob), tell)
-            compiled = {"start_kind": StartKind.COLD, "compile_s": time.monotonic() - began}
-            artefact = replace(artefact, **compiled)  # type: ignore[arg-type]
-            record = await to_thread.run_sync(self._cache.find, artefact.path)
-            await to_thread.run_sync(self._cache.trim, artefact.path)
+            artefact = replace(artefact, start_kind=StartKind.COLD, compile_s=time.monotonic() - began)
+            record = await to_thread.run_sync(self._cache.find, path)
+            await to_thread.run_sync(self._cache.trim, path)
         if record is not None:
-            _remember(self._compiled, artefact.path, record.size)
+            artefact = self._described(artefact, record, blob)
+            warm = replace(artefact, image_digest=None, start_kind=StartKind.WARM, fetch_s=0.0, compile_s=0.0)
+            _remember(self._compiled, path, (warm, record.size))
         return artefact
+
+    def _described(self, artefact: Artefact, record: Record, blob: Path) -> Artefact:
+        return replace(
+            artefact,
+            kind=ModuleKind(record.kind),
+            waits=record.waits,
+            serves_http=record.serves_http,
+            wasm=blob.absolute() if _is_there(str(blob)) else None,
+        )
 
     async def _fetch(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
         """Return the digests of the image and of its module, which is in the store or compiled already."""
@@ -329,7 +332,7 @@ class StoredModules(Modules):
             )
         if head[4:8] == _CORE_VERSION:
             return ModuleKind.CORE
-        if head[6:8] == _COMPONENT_LAYER:
+        if head[6:8] == COMPONENT_LAYER:
             return ModuleKind.COMPONENT
         raise ModuleError(Reason.INVALID_MODULE, f"WebAssembly of an unknown version: {head[4:8].hex() or 'truncated'}")
 

@@ -14,10 +14,11 @@ import time
 
 from wasmtime import Store, Trap, WasmtimeError
 
-from proplet.agent import host_ffi, wasi
+from proplet.agent import host_component, host_ffi, wasi
 from proplet.agent.cache import RottenError
 from proplet.agent.host_call import Guest, GuestError, enter, explain
 from proplet.agent.host_engine import Library, Loaded, LoadError
+from proplet.agent.host_interfaces import LoadedComponent
 from proplet.agent.host_watch import STOPPED, Run, Watch, note_memory
 from proplet.agent.worker_orders import STALE, Order, Report
 
@@ -72,7 +73,7 @@ class Host:
                 self._stopped.discard(order.number)
         return report._replace(run_s=time.monotonic() - began, hot=hot)
 
-    def _run_loaded(self, order: Order, loaded: Loaded) -> Report:
+    def _run_loaded(self, order: Order, loaded: Loaded | LoadedComponent) -> Report:
         run = Run(order.wall_s, order.cpu_s)
         with self._lock:
             if order.number in self._stopped:
@@ -87,17 +88,20 @@ class Host:
             self._watch.remove(run)
 
 
-def _run(order: Order, loaded: Loaded, run: Run) -> Report:
+def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run) -> Report:
     stdout, stderr = wasi.Capture(order.output_bytes), wasi.Capture(order.output_bytes)
-    guest = Guest(order, loaded, run, Store(loaded.engine), stdout, stderr)
+    guest = Guest(order, run, Store(loaded.engine), stdout, stderr)
     failure: GuestError | None = None
     results: str | None = ""
     try:
-        results = enter(guest)
+        if isinstance(loaded, LoadedComponent):
+            results = host_component.enter(guest, loaded)
+        else:
+            results = enter(guest, loaded)
     except GuestError as error:
         failure = error
     except (Trap, WasmtimeError) as fault:
-        failure = explain(guest, fault)
+        failure = (host_component.explain if isinstance(loaded, LoadedComponent) else explain)(guest, fault)
         results = None if guest.command else ""
     finally:
         note_memory(run, host_ffi.context(guest.store))

@@ -41,7 +41,6 @@ class Guest:
     """What belongs to one run. `command` is set once the entry point is known."""
 
     order: Order
-    loaded: Loaded
     run: Run
     store: Store
     stdout: wasi.Capture
@@ -49,14 +48,14 @@ class Guest:
     command: bool = False
 
 
-def enter(guest: Guest) -> str | None:
+def enter(guest: Guest, loaded: Loaded) -> str | None:
     """Run the guest; return its results as text, or None where its output is its result.
 
     Raises:
         GuestError: it was refused, or cancelled before it began.
         Trap, WasmtimeError: it ended otherwise than by returning; see `explain`.
     """
-    order, loaded, store = guest.order, guest.loaded, guest.store
+    order, store = guest.order, guest.store
     name, signature = _entry(loaded, order.export)
     guest.command = loaded.uses_wasi and name == _START and signature == _NOTHING
     values: list[int | float] = []
@@ -71,10 +70,10 @@ def enter(guest: Guest) -> str | None:
     if order.metered:
         store.set_fuel(_NO_FUEL_LIMIT if order.fuel is None else order.fuel)
     if loaded.uses_wasi:
-        _give_wasi(guest)
+        give_wasi(guest)
     obey_ticks(store, guest.run)
     if guest.run.cancelled is not None:  # before there was a store that could have seen the tick
-        raise _cancelled(guest)
+        raise cancelled(guest)
     instance = loaded.instance_pre.instantiate(store)
     handle = host_ffi.context(store)
     guest.run.memories = [host_ffi.export(handle, instance, memory).memory for memory in loaded.memories]
@@ -93,9 +92,9 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
     run, order = guest.run, guest.order
     code = fault.code if isinstance(fault, ExitTrap) else run.exit_code
     if code is not None:
-        return _exited(guest, code) if code else None
+        return exited(guest, code) if code else None
     if run.cancelled is not None:
-        return _cancelled(guest)
+        return cancelled(guest)
     if isinstance(fault, Trap):
         if fault.trap_code == TrapCode.OUT_OF_FUEL:
             return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
@@ -118,7 +117,12 @@ def _entry(loaded: Loaded, wanted: str) -> tuple[str, Signature]:
     raise GuestError("unknown_export", f"no function is exported as any of {tried}; exported functions: {listed}{more}")
 
 
-def _give_wasi(guest: Guest) -> None:
+def give_wasi(guest: Guest) -> None:
+    """Configure WASI, of either preview, in the guest's store.
+
+    Raises:
+        GuestError: it cannot be given these arguments, variables or directories.
+    """
     order, run = guest.order, guest.run
     run.has_stdin = bool(order.stdin)
     run.has_files = bool(order.dirs)
@@ -127,6 +131,8 @@ def _give_wasi(guest: Guest) -> None:
         config = wasi.configure(arguments, order.env, order.stdin, order.dirs, (guest.stdout, guest.stderr))
     except wasi.ConfigurationError as error:
         raise GuestError("invalid_arguments", str(error)) from error
+    if order.tcp:
+        host_ffi.allow_network(config)
     run.clock_origin_ns = wasi.clock_origin_ns()
     guest.store.set_wasi(config)
 
@@ -136,13 +142,15 @@ def _show(value: float | None, kind: str) -> str:
     return "" if value is None else show(value, kind)
 
 
-def _exited(guest: Guest, code: int) -> GuestError:
+def exited(guest: Guest, code: int) -> GuestError:
+    """Return the error of a guest that ended itself with `code`."""
     lines = guest.stderr.value().decode(errors="replace").strip().splitlines()[-_STDERR_LINES:]
     said = ": " + " | ".join(line.strip()[:200] for line in lines) if lines else ""
     return GuestError("exit_code", f"exit status {code}{said}", code)
 
 
-def _cancelled(guest: Guest) -> GuestError:
+def cancelled(guest: Guest) -> GuestError:
+    """Return the error of a guest that was ended."""
     order, reason = guest.order, guest.run.cancelled or "stopped"
     if reason == "timeout":
         return GuestError(reason, f"ended after {order.wall_s:g} s, its limit of time")

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from wasmtime import Config, Engine, InstancePre, Linker, Module, WasmtimeError
+from wasmtime.component import Component
 
 from proplet.agent import wasi
-from proplet.agent.cache import FEATURES, RottenError, discard, verify
+from proplet.agent.cache import FEATURES, Record, RottenError, discard, verify
+from proplet.agent.host_interfaces import LoadedComponent, missing
+from proplet.agent.wit import WitError, function_from_json
 
 KIB: Final = 1024
 # The engine aborts the process above its 2 MiB; guest threads get THREAD_STACK so that this much is always there,
@@ -74,7 +77,7 @@ class Library:
         self._key = key
         self._budget = budget_bytes
         self._engines: dict[tuple[bool, int], tuple[Engine, Linker]] = {}
-        self._loaded: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, int], Loaded | LoadedComponent] = OrderedDict()
         self._lock = threading.Lock()
 
     def tick(self) -> None:
@@ -82,7 +85,7 @@ class Library:
         for engine, _ in list(self._engines.values()):
             engine.increment_epoch()
 
-    def get(self, path: str, *, metered: bool, stack_bytes: int) -> tuple[Loaded, bool]:
+    def get(self, path: str, *, metered: bool, stack_bytes: int) -> tuple[Loaded | LoadedComponent, bool]:
         """Return the module and whether it was loaded already.
 
         Raises:
@@ -108,11 +111,13 @@ class Library:
                 self._loaded.popitem(last=False)
             return loaded, False
 
-    def _load(self, path: Path, metered: bool, stack: int) -> Loaded:
+    def _load(self, path: Path, metered: bool, stack: int) -> Loaded | LoadedComponent:
         record = verify(path, self._key)
         if record.metered != metered:
             raise RottenError(f"{path} was compiled {'with' if record.metered else 'without'} fuel metering")
         engine, linker = self._engine(metered, stack)
+        if record.kind == "component":
+            return _load_component(engine, path, record)
         try:
             module = Module.deserialize_file(engine, str(path))
         except WasmtimeError as error:
@@ -135,6 +140,18 @@ class Library:
             wasi.define(linker)
             made = self._engines[metered, stack] = engine, linker
         return made
+
+
+def _load_component(engine: Engine, path: Path, record: Record) -> LoadedComponent:
+    imports = tuple(record.imports)
+    if lacking := missing(imports):
+        raise LoadError("missing_import", f"it imports {', '.join(lacking[:20])}; only WASI 0.2 is provided here")
+    try:
+        functions = {name: function_from_json(item) for name, item in record.functions.items()}
+        component = Component.deserialize_file(engine, str(path))
+    except (WasmtimeError, WitError) as error:
+        raise RottenError(f"{path}: {error}") from error
+    return LoadedComponent(engine, component, imports, functions, record.memory_count, record.size)
 
 
 def _link(linker: Linker, module: Module, imports: list[tuple[str, str]]) -> InstancePre:

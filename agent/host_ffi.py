@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ctypes import byref
 from typing import Any, Final
 
-from wasmtime import FuncType, Instance, Linker, Store, Trap, WasiConfig, WasmtimeError
+from wasmtime import FuncType, Instance, Linker, Store, Trap, WasiConfig, WasmtimeError, component
 from wasmtime import _ffi as ffi
 
 Number = int | float | None
@@ -71,6 +71,11 @@ def call(
     return numbers
 
 
+def is_asynchronous(kind: component.FuncType) -> bool:
+    """True for a component's function that is declared ``async``."""
+    return bool(ffi.wasmtime_component_func_type_async(kind.ptr()))
+
+
 def memory_size(handle: Any, memory: Any) -> int:
     """Return the bytes of a linear memory; on the guest's own thread only."""
     return int(ffi.wasmtime_memory_data_size(handle, byref(memory)))
@@ -122,6 +127,39 @@ def define(linker: Linker, module: str, name: str, kind: FuncType, callback: Any
     )
     if error:
         raise WasmtimeError._from_ptr(error)
+
+
+def component_end(note: Callable[[Any], None]) -> Any:
+    """Return a C callback for a component's import: it tells ``note(arguments)``, which must not raise, and ends it."""
+
+    def trampoline(
+        _data: Any, _context: Any, _kind: Any, arguments: Any, _count: int, _results: Any, _result_count: int
+    ) -> int:
+        note(arguments)
+        return ctypes.cast(ffi.wasmtime_error_new(b"ended"), ctypes.c_void_p).value or 0
+
+    return ffi.wasmtime_component_func_callback_t(trampoline)
+
+
+def define_in_instance(instance: component.LinkerInstance, name: str, callback: Any) -> None:
+    """Define a component's host function in `instance`; the caller keeps `callback` alive."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    error = ffi.wasmtime_component_linker_instance_add_func(
+        instance.ptr(), buffer, len(buffer.value), callback, 0, _NO_FINALIZER
+    )
+    if error:
+        raise WasmtimeError._from_ptr(error)
+
+
+def component_function(function: component.Func) -> Any:
+    """Return the C structure that `host_wit.call` takes."""
+    return function._func
+
+
+def allow_network(config: WasiConfig) -> None:
+    """Let a component reach every address and resolve names."""
+    ffi.wasi_config_inherit_network(config.ptr())
+    ffi.wasi_config_allow_ip_name_lookup(config.ptr(), True)
 
 
 def set_stdin(config: WasiConfig, data: bytes) -> None:

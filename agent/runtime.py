@@ -29,7 +29,6 @@ from proplet.agent.ports import (
     Artefact,
     Job,
     ModuleError,
-    ModuleKind,
     Modules,
     ModuleWanted,
     Notice,
@@ -148,10 +147,6 @@ class WorkerRuntime(Runtime):
 
     async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         """Run to its end; see the port."""
-        if job.artefact.kind is ModuleKind.COMPONENT:
-            return Outcome(
-                Reason.NOT_SUPPORTED, error="components (WASI preview 2) cannot be run yet: build a core module"
-            )
         if (unsayable := _unsayable(job)) is not None:
             return Outcome(
                 Reason.INVALID_ARGUMENTS, error=f"arguments and environment must be Unicode text, {unsayable!r} is none"

@@ -113,6 +113,12 @@ def enter(run: Run | None) -> None:
     _current.run = run
 
 
+def current() -> Run:
+    """Return the run whose guest this thread runs."""
+    run: Run = _current.run
+    return run
+
+
 def define(linker: Linker) -> None:
     """Give `linker` all of WASI preview 1."""
     linker.define_wasi()

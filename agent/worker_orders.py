@@ -31,7 +31,10 @@ class Setup(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Run one guest. `dirs` are (host path, guest path, read only); None for a time means no limit."""
+    """Run one guest. `dirs` are (host path, guest path, read only); None for a time means no limit.
+
+    `http` and `tcp` let a component make requests, and connections, to anywhere.
+    """
 
     number: int
     path: str
@@ -48,6 +51,8 @@ class Order(NamedTuple):
     output_bytes: int
     stack_bytes: int
     fuel: int | None
+    http: bool = False
+    tcp: bool = False
 
 
 class Report(NamedTuple):

@@ -127,12 +127,6 @@ async def test_features_that_no_limit_could_hold_are_off(node: Any, name: str) -
     assert caught.value.reason in {Reason.NOT_SUPPORTED, Reason.INVALID_MODULE}
 
 
-async def test_a_component_is_refused_by_name_for_now(node: Any) -> None:
-    outcome = await node.run("component")
-    assert outcome.reason is Reason.NOT_SUPPORTED
-    assert "component" in outcome.error
-
-
 async def test_the_first_run_is_warm_or_cold_and_the_second_is_hot(node: Any) -> None:
     first = await node.run("initialize")
     assert first.start_kind in {StartKind.COLD, StartKind.WARM}

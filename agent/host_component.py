@@ -1,0 +1,178 @@
+"""Calling into a component: find the export, read its arguments, instantiate, call, show what it answers.
+
+Place in the flow: as `host_call`, for the other kind of module. By the reference's rules: an empty name, ``_start`` and
+``fl-round-...`` mean the command (``wasi:cli/run``), whose output is its result; any other name is an exported
+function, ``name`` or ``instance#name``, whose arguments and result are WAVE text. Beyond them: the instance may do
+without its version, a bare name is found in any exported instance, and a command runs under any name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from proplet.agent import host_ffi, host_wit, wave
+from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi
+from proplet.agent.host_interfaces import UNDEFINED, LoadedComponent
+from proplet.agent.host_watch import obey_ticks
+from proplet.agent.wave_values import Err
+from proplet.agent.wit import Function, Handle
+
+_RUN: Final = "wasi:cli/run@0.2."
+_HANDLER: Final = "wasi:http/incoming-handler@"
+_COMMANDS: Final = ("", "_start")
+_ROUND: Final = "fl-round-"
+_INSTANCES: Final = 100
+_TABLES: Final = 50
+_TABLE_ELEMENTS: Final = 200_000
+_FRAMES: Final = 3
+_FRAME: Final = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (.+)$", re.MULTILINE)
+_NO_FUEL_LIMIT: Final = 2**63 - 1
+_SHOWN_EXPORTS: Final = 20
+
+
+def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
+    """Run the guest; return its result as WAVE text, or None where its output is its result.
+
+    Raises:
+        GuestError: it was refused, or cancelled before it began, or its command failed.
+        WasmtimeError: it ended otherwise than by returning; see `explain`.
+    """
+    order, store = guest.order, guest.store
+    name = find(loaded.functions, order.export)
+    function = loaded.functions[name]
+    guest.command = name.startswith(_RUN)
+    values = [] if guest.command else _arguments(name, function, order.inputs)
+    memories = max(loaded.memory_count, 1)
+    store.set_limits(
+        memory_size=order.memory_bytes // memories,
+        table_elements=_TABLE_ELEMENTS,
+        instances=_INSTANCES,
+        tables=_TABLES,
+        memories=memories,
+    )
+    if order.metered:
+        store.set_fuel(_NO_FUEL_LIMIT if order.fuel is None else order.fuel)
+    if loaded.uses_wasi:
+        give_wasi(guest)
+        if order.http and loaded.uses_http:
+            store.set_wasi_http()
+    obey_ticks(store, guest.run)
+    if guest.run.cancelled is not None:  # before there was a store that could have seen the tick
+        raise cancelled(guest)
+    instance = loaded.linker(http=order.http).instantiate(store, loaded.component)
+    place, _, inner = name.rpartition("#")
+    index = instance.get_export_index(store, place) if place else None
+    index = instance.get_export_index(store, inner, index)
+    found = None if index is None else instance.get_func(store, index)
+    if found is None:
+        raise GuestError("internal", f"the export {name} is recorded but not there")
+    value = host_wit.call(host_ffi.context(store), host_ffi.component_function(found), function, values)
+    if guest.command:
+        if isinstance(value, Err):
+            raise exited(guest, 1)
+        return None
+    return _answer(guest, value, function)
+
+
+def explain(guest: Guest, fault: Exception) -> GuestError | None:
+    """Return why the guest ended, given what the engine raised; None if it ended well, by ``exit``."""
+    run, order, text = guest.run, guest.order, str(fault)
+    if run.exit_code is not None:
+        return exited(guest, run.exit_code) if run.exit_code else None
+    if run.cancelled is not None:
+        return cancelled(guest)
+    if "all fuel consumed" in text:
+        return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
+    if UNDEFINED in text:
+        return _forbidden(text.partition(UNDEFINED)[2].partition("`")[0])
+    message = " ".join(text.split())
+    if "a matching implementation was not found in the linker" in message:
+        return GuestError("missing_import", f"{message}; WASI 0.2 is what is provided here")
+    if any(words in message for words in ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")):
+        allowed = f"{order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
+        return GuestError("memory_limit", f"{message}; it may have {allowed}")
+    return GuestError("trap", f"Failed to call function '{order.export}': {_trap_text(text)}")
+
+
+def find(functions: Mapping[str, Function], wanted: str) -> str:
+    """Return the full name of the exported function that `wanted` means.
+
+    Raises:
+        GuestError: there is none; or several, in different instances.
+    """
+    command = next((name for name in functions if name.startswith(_RUN) and name.endswith("#run")), None)
+    if wanted in _COMMANDS or wanted.startswith(_ROUND):
+        if command is None:
+            raise GuestError("unknown_export", f"the component is no command (wasi:cli/run); {_exported(functions)}")
+        return command
+    if wanted in functions:
+        return wanted
+    instance, _, inner = wanted.rpartition("#")
+    found = []
+    for name in functions:
+        place, _, last = name.rpartition("#")
+        if last == inner and place and instance in {"", place.partition("@")[0]}:
+            found.append(name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise GuestError("unknown_export", f"'{wanted}' may be any of {', '.join(found[:_SHOWN_EXPORTS])}: name one")
+    if command is not None and not instance:
+        return command
+    raise GuestError("unknown_export", f"Export '{wanted}' not found in component; {_exported(functions)}")
+
+
+def _exported(functions: Mapping[str, Function]) -> str:
+    names = sorted(functions)
+    if any(name.startswith(_HANDLER) for name in names):
+        return "it serves HTTP (wasi:http/incoming-handler) and is started as a service"
+    listed = ", ".join(names[:_SHOWN_EXPORTS]) or "no functions"
+    more = f" and {len(names) - _SHOWN_EXPORTS} more" if len(names) > _SHOWN_EXPORTS else ""
+    return f"it exports {listed}{more}"
+
+
+def _arguments(name: str, function: Function, inputs: Sequence[str]) -> list[wave.Value]:
+    for label, part in (*function.parameters, ("its result", function.result)):
+        wrong = None if part is None else host_wit.unspeakable(part)
+        if wrong is not None:
+            where = label if part is function.result else f"parameter {label}"
+            what = "a handle of a resource" if isinstance(wrong, Handle) else "not supported"
+            problem = f"{where} is of the type {part}, and {wrong} is {what}"
+            raise GuestError("not_supported", f"'{name}' cannot be called with text: {problem}")
+    try:
+        return wave.parse_all(name, inputs, function)
+    except wave.WaveError as error:
+        raise GuestError("invalid_arguments", str(error)) from None
+
+
+def _answer(guest: Guest, value: wave.Value, function: Function) -> str:
+    if function.result is None:
+        return ""
+    text = wave.show(value, function.result)
+    if len(text) > guest.order.output_bytes:
+        raise GuestError(
+            "output_limit", f"its answer has {len(text)} characters, more than the {guest.order.output_bytes} allowed"
+        )
+    return text
+
+
+def _forbidden(name: str) -> GuestError:
+    if name.startswith("wasi:http/"):
+        return GuestError(
+            "not_supported",
+            f"it called {name} without a permission for outbound HTTP: the task has to ask for it with "
+            '`permissions: {http: ["*"]}`, and the node has to allow it',
+        )
+    return GuestError("missing_import", f"it called {name}, which is not provided here")
+
+
+def _trap_text(text: str) -> str:
+    if "wasm trap:" in text:
+        cause = f"wasm trap: {' '.join(text.rsplit('wasm trap:', 1)[-1].split())}"
+    else:
+        cause = " ".join(text.rsplit("Caused by:", 1)[-1].split())
+    frames = [name[:80] for name in _FRAME.findall(text)]
+    if not frames:
+        return cause
+    shown = " < ".join(frames[:_FRAMES])
+    return f"{cause} (in {shown}{' < ...' if len(frames) > _FRAMES else ''})"
