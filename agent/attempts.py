@@ -31,6 +31,9 @@ class Attempt:
     start_kind: StartKind | None = None
     stages: dict[str, float] = field(default_factory=dict)  # wall seconds
     ending: Reason = Reason.STOPPED  # why it is being stopped
+    failures: int = 0  # runs in a row that ended soon
+    trouble: str = ""  # why it waits, for people
+    prepared: bool = False  # its module was ready once
 
     @property
     def number(self) -> int | None:
@@ -94,6 +97,10 @@ class Attempts:
         for key in self._backing_off:
             attempt = self._live[key]
             attempt.not_before = min(attempt.not_before, latest)
+
+    def latent_besides(self, task_id: str) -> int:
+        """Return how many live attempts of other tasks are latent."""
+        return sum(attempt.start.latent and key.task_id != task_id for key, attempt in self._live.items())
 
     def hold(self, attempt: Attempt) -> None:
         """Take a live attempt in; its state is what recovery or acceptance says."""

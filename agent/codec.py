@@ -51,6 +51,7 @@ _OMIT_IF_DEFAULT: dict[type, frozenset[str]] = {
     wire.Alive: frozenset(["metadata"]),
     wire.Result: frozenset(["ext"]),
     wire.InvokeResult: frozenset(["ext"]),
+    wire.InventoryItem: frozenset(["message"]),
     wire.ModuleChunk: frozenset(["error"]),
     wire.Metadata: frozenset(["description", "tags", "location", "ip", "hostname"]),
     wire.MemoryMetrics: frozenset(["container_usage_bytes", "container_limit_bytes"]),

@@ -18,6 +18,7 @@ from proplet.agent.events import (
     Cancel,
     CommandRefused,
     Deliver,
+    Deploy,
     Effect,
     Event,
     ModuleFailed,
@@ -27,6 +28,7 @@ from proplet.agent.events import (
     Prepare,
     Recovered,
     RecoveredAttempt,
+    Retire,
     Run,
     RunEnded,
     RunKey,
@@ -41,44 +43,29 @@ from proplet.agent.events import (
     StopReceived,
     TellInventory,
     Tick,
+    Waits,
 )
 from proplet.agent.lifecycle import TERMINAL, State, advance
 from proplet.agent.lifecycle import Event as Life
+from proplet.agent.restarts import BACKOFF_MAX_S, back_off, held, may_repeat, runs_again, word
 from proplet.agent.results import result_of
 from proplet.agent.topics import Route
 from proplet.agent.wire import Reason, RestartPolicy, Start
-
-BACKOFF_FIRST_S = 1.0
-BACKOFF_MAX_S = 300.0
-
-# After these another try of the same module on the same device may end differently.
-_RETRYABLE = frozenset(
-    {
-        Reason.EXIT_CODE,
-        Reason.TRAP,
-        Reason.TIMEOUT,
-        Reason.CPU_LIMIT,
-        Reason.MEMORY_LIMIT,
-        Reason.OUTPUT_LIMIT,
-        Reason.WORKER_CRASHED,
-        Reason.MODULE_UNAVAILABLE,
-        Reason.STORAGE,
-        Reason.INTERNAL,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
     """The core's bounds. `max_active` runs are prepared or running at once; `max_accepted` wait beside them.
 
-    `max_daemons` daemons have slots of their own: they would keep all others out for ever.
+    `max_daemons` daemons have slots of their own: they would keep all others out for ever. `max_latent` tasks may lie
+    ready to be invoked; they take a slot only while their module is prepared.
     `known_attempts` finished attempts are remembered, so that a repeated start is answered and not run again.
     """
 
     proplet_id: str
     max_active: int = 32
     max_daemons: int = 100
+    max_latent: int = 100
     max_accepted: int = 10_000
     known_attempts: int = 4096
 
@@ -95,11 +82,25 @@ class Core:
 
     def inventory(self) -> tuple[wire.InventoryItem, ...]:
         """Return every attempt that has not finished."""
-        return tuple(wire.InventoryItem(a.key.task_id, a.number, a.state.value, a.since) for a in self._attempts)
+        return tuple(held(a) for a in self._attempts)
 
     def next_due(self) -> float | None:
         """Return when the next backoff ends that can be followed by a run, or None."""
         return self._attempts.next_due([daemons for daemons in (False, True) if self._room(daemons)])
+
+    def invocable(self, task_id: str) -> RunKey | str:
+        """Return the run of a latent task that is, or is just being, made ready; or why it cannot be invoked."""
+        runs = self._attempts.of_task(task_id)
+        if not runs:
+            # The reference's manager looks for these words and then deploys the task again.
+            return f"task {task_id} has not been precompiled; deploy it as a latent task first"
+        newest = runs[-1]
+        if not newest.start.latent:
+            kind = "a daemon, which runs by itself" if newest.start.daemon else "run once, not latent"
+            return f"task {task_id} is {kind}: only tasks with `latent: true` can be invoked"
+        if newest.state is State.WAITING:
+            return f"task {task_id} is not ready to be invoked: {newest.trouble}"
+        return newest.key
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -151,9 +152,7 @@ class Core:
         number = start.attempt
         key = RunKey(start.id, self._attempts.newest_run(start.id) + 1 if number is None else number)
         attempt = Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
-        refused = _unsupported(start)
-        if start.daemon and not self._settings.max_daemons:
-            refused = "this proplet runs no daemons: [runtime] max_daemons is 0"
+        refused = self._unsupported(start)
         if refused:
             return self._finish(attempt, Outcome(Reason.NOT_SUPPORTED, error=refused), now)
         if key.run < self._attempts.newest_run(start.id):
@@ -161,6 +160,9 @@ class Core:
             return self._finish(attempt, Outcome(Reason.SUPERSEDED, error=text), now)
         if self._attempts.waiting >= self._settings.max_accepted:
             text = f"{self._attempts.waiting} tasks wait already; try another proplet, or later"
+            return self._reply(start.id, number, Reason.OVERLOADED, text, now)
+        if start.latent and self._attempts.latent_besides(start.id) >= self._settings.max_latent:
+            text = f"{self._settings.max_latent} latent tasks are here already, which is [runtime] max_latent: stop one"
             return self._reply(start.id, number, Reason.OVERLOADED, text, now)
         older = [self._stop(a, Reason.SUPERSEDED, now) for a in self._attempts.of_task(start.id)]
         self._attempts.hold(attempt)
@@ -221,7 +223,7 @@ class Core:
         if attempt.state is State.STOPPING:
             return Step()
         attempt.ending = why
-        if attempt.state in (State.ACCEPTED, State.WAITING):
+        if attempt.state in (State.ACCEPTED, State.WAITING, State.DEPLOYED):
             return self._finish(attempt, Outcome(why, error=_ENDINGS[why].format(attempt.key.task_id)), now, Life.STOP)
         attempt.state = advance(attempt.state, Life.STOP)
         return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts),), (Cancel(attempt.key),))
@@ -234,17 +236,20 @@ class Core:
             return Step()
         if attempt.state is State.STOPPING:  # the module was ready before the stop could cancel it
             return self._settle(attempt, Outcome(Reason.STOPPED), now)
-        attempt.state = advance(attempt.state, Life.PREPARED)
+        attempt.state = advance(attempt.state, Life.DEPLOY if attempt.start.latent else Life.PREPARED)
+        attempt.prepared = True
         attempt.image_digest = event.image_digest or attempt.image_digest
         attempt.start_kind = event.start_kind
         # One that joined another's preparation has not waited for all of it.
         waited = max(0.0, now - attempt.since)
         attempt.stages |= {"fetch": min(event.fetch_s, waited), "compile": min(event.compile_s, waited)}
         attempt.since = now
-        return Step(
-            (SaveState(attempt.key, attempt.state, now, attempt.restarts),),
-            (Run(attempt.key, attempt.start, attempt.restarts),),
-        )
+        saved = (SaveState(attempt.key, attempt.state, now, attempt.restarts),)
+        if attempt.state is State.DEPLOYED:
+            self._active[attempt.start.daemon] -= 1
+            attempt.failures = 0
+            return Step(saved, (Deploy(attempt.key, attempt.start, attempt.module_digest),))
+        return Step(saved, (Run(attempt.key, attempt.start, attempt.restarts),))
 
     def _on_unready(self, event: ModuleFailed, now: float) -> Step:
         attempt = self._attempts.get(event.key)
@@ -268,27 +273,23 @@ class Core:
                 text = _ENDINGS[attempt.ending].format(attempt.key.task_id)
                 outcome = replace(outcome, reason=attempt.ending, error=text, results="")
             return self._finish(attempt, outcome, now, Life.ENDED)
-        if self._runs_again(attempt, outcome):
-            return self._back_off(attempt, outcome, now)
+        if runs_again(attempt, outcome):
+            return self._wait_to_repeat(attempt, outcome, now)
         event = Life.SUCCEEDED if outcome.reason is Reason.OK else Life.FAILED
         return self._finish(attempt, outcome, now, event)
 
-    def _runs_again(self, attempt: Attempt, outcome: Outcome) -> bool:
-        if attempt.policy in (None, RestartPolicy.NEVER):
-            return False
-        if outcome.reason is Reason.OK:
-            return attempt.policy is RestartPolicy.ALWAYS and attempt.start.daemon
-        return outcome.reason in _RETRYABLE and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit)
-
-    def _back_off(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
-        delay = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt.restarts, 20))
-        attempt.restarts += 1
+    def _wait_to_repeat(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
+        back_off(attempt, outcome, now)
         attempt.state = advance(attempt.state, Life.RETRY)
-        attempt.since, attempt.not_before = now, now + delay
         self._attempts.wait(attempt)
-        why = outcome.error or "it ended"
-        note = Note(f"runs again in {delay:g} s (restart {attempt.restarts}): {why}", attempt.key.task_id, warning=True)
-        return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, attempt.not_before),), (note,))
+        then: tuple[Effect, ...] = (
+            Note(attempt.trouble, attempt.key.task_id, warning=True),
+            Waits(attempt.key, attempt.start, word(attempt), attempt.trouble),
+        )
+        if attempt.start.latent:
+            why = f"task {attempt.key.task_id} is not ready to be invoked: {attempt.trouble}"
+            then = (*then, Retire(attempt.key, why))
+        return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, attempt.not_before),), then)
 
     def _finish(self, attempt: Attempt, outcome: Outcome, now: float, event: Life | None = None) -> Step:
         """The attempt's outcome, in the journal and the outbox at once. Without an event it never lived here."""
@@ -306,6 +307,8 @@ class Core:
         )
         self._attempts.end(attempt.key, attempt.payload_hash)
         saved = SaveOutcome(attempt.key, state, now, attempt.payload_hash, Route.RESULTS.value, codec.encode(message))
+        if attempt.start.latent and message.error is not None:
+            return Step((saved,), (Deliver(), Retire(attempt.key, message.error)))
         return Step((saved,), (Deliver(),))
 
     # --- recovery ---------------------------------------------------------------------------------------------------
@@ -321,6 +324,9 @@ class Core:
             now,
             row.restarts,
             row.not_before,
+            failures=row.restarts if row.state is State.WAITING else 0,
+            trouble="the node was restarted meanwhile",
+            prepared=row.state in (State.RUNNING, State.DEPLOYED, State.WAITING),
         )
         self._attempts.hold(attempt)
         if attempt.state is State.STOPPING:
@@ -334,7 +340,7 @@ class Core:
             self._attempts.wait(attempt)
             return Step()
         repeat = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
-        if repeat and (attempt.start.daemon or attempt.restarts < attempt.backoff_limit):
+        if repeat and may_repeat(attempt):
             attempt.state = advance(attempt.state, Life.RETRY)
             attempt.restarts += 1
             attempt.not_before = now
@@ -343,6 +349,18 @@ class Core:
             return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, now),), (note,))
         text = _ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
         return self._finish(attempt, Outcome(Reason.INTERRUPTED, error=text), now, Life.RESTARTED_NODE)
+
+    def _unsupported(self, start: Start) -> str | None:
+        """Why this node cannot carry a well-formed start out, or None."""
+        if start.encrypted:
+            return "encrypted workloads need a trusted execution environment, which this proplet does not support"
+        if start.latent and start.daemon:
+            return "a daemon runs by itself and a latent task when it is invoked: a task cannot be both"
+        if start.daemon and not self._settings.max_daemons:
+            return "this proplet runs no daemons: [runtime] max_daemons is 0"
+        if start.latent and not self._settings.max_latent:
+            return "this proplet takes no latent tasks: [runtime] max_latent is 0"
+        return None
 
     # --- bookkeeping --------------------------------------------------------------------------------------------------
 
@@ -364,7 +382,7 @@ class Core:
             attempt.state = advance(attempt.state, Life.PREPARE)
             attempt.since = now
             self._active[attempt.start.daemon] += 1
-            then.append(Prepare(attempt.key, attempt.start, attempt.module_digest))
+            then.append(Prepare(attempt.key, attempt.start, attempt.module_digest, attempt.prepared))
         return replace(step, then=(*step.then, *then)) if then else step
 
     def _reply(self, task_id: str, attempt: int | None, reason: Reason, text: str, now: float) -> Step:
@@ -379,12 +397,3 @@ _ENDINGS = {
     Reason.SUPERSEDED: "Task {} was stopped: a newer attempt of it arrived",
     Reason.INTERRUPTED: "Task {} was interrupted: the node was restarted while it ran",
 }
-
-
-def _unsupported(start: Start) -> str | None:
-    """Why this version cannot carry a well-formed start out, or None."""
-    if start.encrypted:
-        return "encrypted workloads need a trusted execution environment, which this proplet does not support"
-    if start.latent:
-        return "latent tasks are not supported by this version of the proplet; start the task without `latent`"
-    return None

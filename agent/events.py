@@ -200,11 +200,15 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Fetch, verify and compile the run's module; then tell ModuleReady or ModuleFailed."""
+    """Fetch, verify and compile the run's module; then tell ModuleReady or ModuleFailed.
+
+    `again`: it was ready before, so what is at hand will do, whatever the pull policy: the network may be away.
+    """
 
     key: RunKey
     start: Start
     module_digest: str | None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,33 @@ class Run:
     key: RunKey
     start: Start
     restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deploy:
+    """The prepared module of a latent task can be invoked from now on."""
+
+    key: RunKey
+    start: Start
+    module_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """A latent task cannot be invoked (any more); `why` is told to those who wait for it or are inside."""
+
+    key: RunKey
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """A task waits for its next run: whoever follows it is to be told. `stage` is the inventory's word."""
+
+    key: RunKey
+    start: Start
+    stage: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +273,7 @@ class Note:
     warning: bool = False
 
 
-Effect = Prepare | Run | Cancel | Deliver | TellInventory | Note
+Effect = Prepare | Run | Deploy | Retire | Waits | Cancel | Deliver | TellInventory | Note
 
 
 @dataclass(frozen=True, slots=True)

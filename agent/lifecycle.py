@@ -16,6 +16,7 @@ class State(Enum):
     RUNNING = "running"  # journalled as running; the guest runs, or is just being handed to the worker
     STOPPING = "stopping"  # a stop was asked for; the guest has not ended yet
     WAITING = "waiting"  # it failed and runs again after its backoff
+    DEPLOYED = "deployed"  # latent: its module is ready, and it runs only when it is invoked
     COMPLETED = "completed"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
@@ -26,6 +27,7 @@ class Event(Enum):
 
     PREPARE = "prepare"
     PREPARED = "prepared"
+    DEPLOY = "deploy"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     RETRY = "retry"
@@ -46,6 +48,7 @@ TRANSITIONS: Final = MappingProxyType(
         },
         State.PREPARING: {
             Event.PREPARED: State.RUNNING,
+            Event.DEPLOY: State.DEPLOYED,
             Event.FAILED: State.FAILED,
             Event.RETRY: State.WAITING,
             Event.STOP: State.STOPPING,
@@ -65,6 +68,10 @@ TRANSITIONS: Final = MappingProxyType(
         },
         State.WAITING: {
             Event.PREPARE: State.PREPARING,
+            Event.STOP: State.INTERRUPTED,
+            Event.RESTARTED_NODE: State.ACCEPTED,
+        },
+        State.DEPLOYED: {
             Event.STOP: State.INTERRUPTED,
             Event.RESTARTED_NODE: State.ACCEPTED,
         },

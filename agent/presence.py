@@ -137,6 +137,12 @@ class Presence:
             return False
         return True
 
+    async def rests(self, link: Link, key: RunKey, start: wire.Start, stage: str, why: str = "") -> None:
+        """Tell those who follow a task where it stands while it does not run."""
+        if start.ext is not None and "progress" in start.ext.topics:
+            news = wire.Progress(self.proplet_id, key.task_id, start.attempt, stage, at=time.time(), message=why)
+            await self.tell(link, Route.PROGRESS, news)
+
     async def serve(self, link: Link) -> None:
         """Report until cancelled."""
         async with anyio.create_task_group() as tasks:

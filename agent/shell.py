@@ -23,6 +23,7 @@ from proplet.agent.events import (
     Cancel,
     CommandRefused,
     Deliver,
+    Deploy,
     Effect,
     Event,
     ModuleFailed,
@@ -30,6 +31,7 @@ from proplet.agent.events import (
     Note,
     Outcome,
     Prepare,
+    Retire,
     Run,
     RunEnded,
     RunKey,
@@ -38,12 +40,15 @@ from proplet.agent.events import (
     StopReceived,
     TellInventory,
     Tick,
+    Waits,
 )
+from proplet.agent.invocations import InvocationBounds, Invocations
+from proplet.agent.lifecycle import State
 from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEvent
 from proplet.agent.outbox import Outbox
 from proplet.agent.ports import Artefact, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
 from proplet.agent.presence import Presence
-from proplet.agent.terms import NodeLimits, granted, job_of
+from proplet.agent.terms import NodeLimits, job_of, wanted_by
 from proplet.agent.topics import SHARED, Route, Topics
 from proplet.agent.wire import PullPolicy, Reason
 
@@ -63,6 +68,7 @@ class ShellSettings:
 
     limits: NodeLimits = field(default_factory=NodeLimits)
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+    invocations: InvocationBounds = field(default_factory=InvocationBounds)
 
 
 class Shell:
@@ -97,6 +103,7 @@ class Shell:
         self._cancelled: set[RunKey] = set()
         self._link: Link
         self._outbox: Outbox
+        self._invocations = Invocations(settings.invocations, presence.proplet_id, runtime, modules)
         self._tasks: TaskGroup
         self.trouble: str | None = None
 
@@ -116,6 +123,7 @@ class Shell:
         recovered = await self._journal.load()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
+            self._invocations.open(link, self._topics.build(Route.INVOKE_RESULTS), tasks)
             await self._carry_out(self._shortened(self._core.recover(recovered, self._clock())), ())
             tasks.start_soon(self._outbox.serve, name="outbox")
             tasks.start_soon(self._keep_time, name="backoff timer")
@@ -164,7 +172,9 @@ class Shell:
 
     def _decide(self, event: Event) -> list[Step]:
         step = self._core.handle(event, self._clock())
-        if isinstance(event, ModuleReady) and not any(isinstance(e, Run) and e.key == event.key for e in step.then):
+        if isinstance(event, ModuleReady) and event.key not in {
+            e.key for e in step.then if isinstance(e, Run | Deploy)
+        }:
             # It was stopped meanwhile and will not run.
             self._artefacts.pop(event.key, None)
             self._cancelled.discard(event.key)
@@ -183,12 +193,14 @@ class Shell:
         steps[0] = replace(step, then=tuple(left))
         return steps
 
-    def _at_hand(self, effect: Prepare) -> ModuleReady | None:
-        artefact = self._modules.ready(self._wanted(effect))
-        if artefact is None:
+    def _wanted(self, effect: Prepare) -> ModuleWanted:
+        return wanted_by(effect, self._settings.pull_policy, self._settings.limits)
+
+    def _at_hand(self, effect: Prepare) -> Event | None:
+        if (artefact := self._modules.ready(self._wanted(effect))) is None:
             return None
         self._presence.began(effect.key, effect.start)
-        return self._prepared(effect.key, artefact)
+        return self._prepared(effect, artefact)
 
     async def _carry_out(self, steps: Sequence[Step], deliveries: Sequence[Delivery]) -> None:
         """Durable first, then acknowledged, then done."""
@@ -241,15 +253,16 @@ class Shell:
                 meant = broadcast or not proplet_id or proplet_id == self._presence.proplet_id
                 return StopReceived(task_id, ext.attempt if ext else None) if meant else None
             case wire.Invoke():
-                await self._on_invoke(message)
+                self._on_invoke(message)
             case wire.Hello():
                 self._asked.set()
         return None
 
     def _refuse(self, route: Route, error: codec.WireError) -> Event | None:
         if error.task_id is None or route is not Route.START:
-            text = _on_one_line(error.detail)
-            log.warning("a message on %s was refused and its sender cannot be told: %s", route.value, text)
+            log.warning(
+                "a message on %s was refused and its sender cannot be told: %s", route.value, _on_one_line(error.detail)
+            )
             return None
         return CommandRefused(error.task_id, error.attempt, error.detail)
 
@@ -263,16 +276,13 @@ class Shell:
         payload_hash = hashlib.sha256(delivery.payload).hexdigest()[:32]
         return StartReceived(replace(start, file=None), digest, payload_hash, delivery.duplicate)
 
-    async def _on_invoke(self, invoke: wire.Invoke) -> None:
-        if not invoke.broadcast and invoke.proplet_id and invoke.proplet_id != self._presence.proplet_id:
-            return
-        # The reference's manager looks for these words and then deploys the task again.
-        error = f"task {invoke.id} has not been precompiled; deploy it as a latent task first"
-        answer = wire.InvokeResult(invoke.id, invoke.invocation_id, self._presence.proplet_id, error=error)
-        self._tasks.start_soon(self._presence.tell, self._link, Route.INVOKE_RESULTS, answer)
+    def _on_invoke(self, invoke: wire.Invoke) -> None:
+        if invoke.broadcast or not invoke.proplet_id or invoke.proplet_id == self._presence.proplet_id:
+            self._invocations.call(invoke, self._core.invocable(invoke.id))
 
     def _on_connected(self) -> None:
         self._outbox.wake(from_start=True)
+        self._invocations.connected()
         self._asked.set()
 
     async def _introduce(self) -> None:
@@ -294,9 +304,15 @@ class Shell:
             case Prepare(key, start):
                 self._presence.began(key, start)
                 self._preparing[key] = anyio.CancelScope()
-                self._tasks.start_soon(self._prepare, key, self._wanted(effect), name="prepare")
+                self._tasks.start_soon(self._prepare, effect, name="prepare")
             case Run():
                 self._tasks.start_soon(self._run, effect, name="run")
+            case Deploy():
+                self._deploy(effect)
+            case Retire(key, why):
+                self._invocations.retire(key, why)
+            case Waits(key, start, stage, why):
+                self._tasks.start_soon(self._presence.rests, self._link, key, start, stage, why)
             case Cancel(key):
                 self._cancel(key)
             case Deliver():
@@ -307,28 +323,22 @@ class Shell:
                 level = logging.WARNING if warning else logging.INFO
                 log.log(level, "task %s: %s", _on_one_line(task_id), _on_one_line(text))
 
-    def _wanted(self, effect: Prepare) -> ModuleWanted:
-        start = effect.start
-        ext = start.ext or wire.StartTerms()
-        return ModuleWanted(
-            effect.module_digest,
-            start.image_url,
-            ext.image_digest,
-            ext.pull_policy or self._settings.pull_policy,
-            metered=granted(start, self._settings.limits).fuel is not None,
-        )
-
-    def _prepared(self, key: RunKey, artefact: Artefact) -> ModuleReady:
+    def _prepared(self, effect: Prepare, artefact: Artefact) -> ModuleReady | ModuleFailed:
+        key = effect.key
+        if effect.start.latent and artefact.serves_http:
+            self._presence.ended(key)
+            return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
         self._artefacts[key] = artefact
         return ModuleReady(key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind)
 
-    async def _prepare(self, key: RunKey, wanted: ModuleWanted) -> None:
+    async def _prepare(self, effect: Prepare) -> None:
+        key, wanted = effect.key, self._wanted(effect)
         event: Event = RunEnded(key, Outcome(Reason.STOPPED))
         with self._preparing[key]:
             self._runtime.warm()  # while the module is made ready
             try:
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
-                event = self._prepared(key, artefact)
+                event = self._prepared(effect, artefact)
             except ModuleError as error:
                 event = ModuleFailed(key, error.reason, str(error))
             except StorageError as error:
@@ -340,6 +350,15 @@ class Shell:
         if not isinstance(event, ModuleReady):
             self._presence.ended(key)
         self.put(event)
+
+    def _deploy(self, effect: Deploy) -> None:
+        key, start = effect.key, effect.start
+        artefact = self._artefacts.pop(key)
+        self._presence.ended(key)
+        self._tasks.start_soon(self._presence.rests, self._link, key, start, State.DEPLOYED.value)
+        wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True))
+        job = job_of(str(key), start, artefact, self._settings.limits, self._presence.proplet_id)
+        self._invocations.deploy(key, job, wanted, start.attempt)
 
     async def _run(self, effect: Run) -> None:
         key = effect.key
@@ -358,8 +377,7 @@ class Shell:
         self.put(RunEnded(key, outcome))
 
     def _cancel(self, key: RunKey) -> None:
-        scope = self._preparing.get(key)
-        if scope is not None:
+        if (scope := self._preparing.get(key)) is not None:
             scope.cancel()
             return
         if key in self._artefacts:  # its run has not begun; what runs or has ended leaves nothing to remember

@@ -6,8 +6,9 @@ Pure. The grant is never more than the ceiling, whatever is asked.
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from proplet.agent.ports import Artefact, GuestLimits, Job
-from proplet.agent.wire import Start, StartTerms
+from proplet.agent.events import Prepare
+from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleWanted
+from proplet.agent.wire import PullPolicy, Start, StartTerms
 
 _N = TypeVar("_N", int, float)
 _MIB = 1024 * 1024
@@ -57,4 +58,20 @@ def job_of(key: str, start: Start, artefact: Artefact, node: NodeLimits, proplet
         env={"PROPLET_ID": proplet_id, **start.env},
         limits=granted(start, node),
         permissions=(start.ext or StartTerms()).permissions,
+    )
+
+
+def wanted_by(effect: Prepare, default: PullPolicy, node: NodeLimits) -> ModuleWanted:
+    """Return the module a preparation is about. What was ready before may be had from what is at hand."""
+    start = effect.start
+    ext = start.ext or StartTerms()
+    policy = ext.pull_policy or default
+    if effect.again and policy is PullPolicy.ALWAYS:
+        policy = PullPolicy.IF_NOT_PRESENT
+    return ModuleWanted(
+        effect.module_digest,
+        start.image_url,
+        ext.image_digest,
+        policy,
+        metered=granted(start, node).fuel is not None,
     )

@@ -159,12 +159,16 @@ FINISHED = "finished"
 
 @dataclass(frozen=True, slots=True)
 class InventoryItem:
-    """One task a proplet holds, by its own account. `state` is the device's word, `since` an epoch time."""
+    """One task a proplet holds, by its own account. `state` is the device's word, `since` an epoch time.
+
+    `message` says to people why it waits.
+    """
 
     id: str
     attempt: int | None = _attempt()
     state: str = ""
     since: float = 0.0
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,7 +520,10 @@ class LogLines:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``control/proplet/progress`` (ours): a task's stage changed, or bytes arrived. `bytes_total` 0 is unknown."""
+    """``control/proplet/progress`` (ours): a task's stage changed, or bytes arrived. `bytes_total` 0 is unknown.
+
+    `message` says to people why it waits.
+    """
 
     proplet_id: str
     task_id: str
@@ -525,6 +532,7 @@ class Progress:
     bytes_done: int = 0
     bytes_total: int = 0
     at: float = 0.0
+    message: str = ""
 
 
 Message = (

@@ -187,9 +187,9 @@ def test_a_refused_command_never_ends_a_run_that_goes_on() -> None:
     assert [type(e) for e in agent.handle(CommandRefused("t", None, "bad"), 2.0).then] == [Note]
 
 
-@pytest.mark.parametrize("flag", ["latent", "encrypted"])
-def test_what_this_version_cannot_do_is_refused_with_a_result(flag: str) -> None:
-    step = core().handle(received(start(**{flag: True})), 0.0)
+@pytest.mark.parametrize("fields", [{"encrypted": True}, {"latent": True, "daemon": True}], ids=str)
+def test_what_this_version_cannot_do_is_refused_with_a_result(fields: dict[str, bool]) -> None:
+    step = core().handle(received(start(**fields)), 0.0)
     assert message(step)["ext"]["reason"] == "not_supported"
 
 

@@ -138,7 +138,7 @@ def start_json(task_id: str = "bad", **change: Any) -> bytes:
         (start_json(file=base64.b64encode(TRAP).decode(), inputs=[]), "trap", "unreachable"),
         (start_json(file=None, image_url="127.0.0.1:1/no/such:1"), "module_unavailable", "127.0.0.1:1"),
         (start_json(file=None, image_url="Not A Reference"), "module_unavailable", None),
-        (start_json(latent=True), "not_supported", "latent"),
+        (start_json(latent=True, daemon=True), "not_supported", "cannot be both"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

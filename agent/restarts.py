@@ -1,0 +1,82 @@
+"""Whether a task runs again after its guest has ended, and after how long. Pure.
+
+The backoff doubles with every failure in a row, up to five minutes; a run that was healthy for ten minutes ends the
+row. From the third failure on it is called a crash loop.
+"""
+
+from typing import Final
+
+from proplet.agent.attempts import Attempt
+from proplet.agent.events import Outcome
+from proplet.agent.lifecycle import State
+from proplet.agent.wire import InventoryItem, Reason, RestartPolicy
+
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 300.0
+HEALTHY_S: Final = 600.0
+CRASH_LOOP: Final = "crash_loop"
+_LOOP_FROM: Final = 3
+
+# After these another try of the same module on the same device may end differently.
+_RETRYABLE: Final = frozenset(
+    {
+        Reason.EXIT_CODE,
+        Reason.TRAP,
+        Reason.TIMEOUT,
+        Reason.CPU_LIMIT,
+        Reason.MEMORY_LIMIT,
+        Reason.OUTPUT_LIMIT,
+        Reason.WORKER_CRASHED,
+        Reason.MODULE_UNAVAILABLE,
+        Reason.STORAGE,
+        Reason.INTERNAL,
+    }
+)
+# What can keep a latent task that was ready once from being ready again; none is its own doing.
+_PASSING: Final = frozenset({Reason.MODULE_UNAVAILABLE, Reason.STORAGE, Reason.INTERNAL})
+
+
+def runs_again(attempt: Attempt, outcome: Outcome) -> bool:
+    """Return whether `attempt`, whose run ended with `outcome`, is run again on this device."""
+    if attempt.start.latent and attempt.prepared and outcome.reason in _PASSING:
+        return True
+    if attempt.policy in (None, RestartPolicy.NEVER):
+        return False
+    if outcome.reason is Reason.OK:
+        return attempt.policy is RestartPolicy.ALWAYS and attempt.start.daemon
+    return outcome.reason in _RETRYABLE and may_repeat(attempt)
+
+
+def may_repeat(attempt: Attempt) -> bool:
+    """Return whether its backoff limit allows one more; a daemon's counts failures in a row, and only if one is set."""
+    if not attempt.start.daemon:
+        return attempt.restarts < attempt.backoff_limit
+    limit = attempt.start.ext.backoff_limit if attempt.start.ext else None
+    return limit is None or attempt.failures < limit
+
+
+def back_off(attempt: Attempt, outcome: Outcome, now: float) -> float:
+    """Count the failure, note when and why it runs again, and return the seconds until then."""
+    if outcome.run_s >= HEALTHY_S:
+        attempt.failures = 0
+    delay: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(attempt.failures, 20))
+    attempt.restarts += 1
+    attempt.failures += 1
+    attempt.since, attempt.not_before = now, now + delay
+    why = outcome.error or ("it ended" if outcome.reason is Reason.OK else outcome.reason.value)
+    times = "once" if attempt.restarts == 1 else f"{attempt.restarts} times"
+    attempt.trouble = f"restarted {times}, next in {delay:g} s: {why}"
+    return delay
+
+
+def word(attempt: Attempt) -> str:
+    """Return the attempt's state as the inventory says it: a task that keeps failing is in a crash loop."""
+    if attempt.state is State.WAITING and attempt.failures >= _LOOP_FROM:
+        return CRASH_LOOP
+    return attempt.state.value
+
+
+def held(attempt: Attempt) -> InventoryItem:
+    """Return what the inventory says of it."""
+    why = attempt.trouble if attempt.state is State.WAITING else ""
+    return InventoryItem(attempt.key.task_id, attempt.number, word(attempt), attempt.since, why)
