@@ -41,11 +41,13 @@ def _ranges(text: str) -> frozenset[str]:
     return frozenset(chr(code) for low, _, high in bounds for code in range(int(low, 16), int(high or low, 16) + 1))
 
 
-# Unicode's Grapheme_Extend but the marks (Mn, Me) and what is not printed anyway: PropList.txt, Other_Grapheme_Extend
-_EXTENDING: Final = _ranges(
+# Unicode's Grapheme_Extend but the marks (Mn, Me) and what is not printed anyway: PropList.txt, Other_Grapheme_Extend;
+# and the four Hangul fillers, which show nothing (measured: wasmtime 49)
+_UNSEEN: Final = _ranges(
     "9be 9d7 b3e b57 bbe bd7 cc0 cc2 cc7-cc8 cca-ccb cd5-cd6 d3e d57 dcf ddf 1715 1734 1b35 1b3b 1b3d 1b43-1b44 1baa "
     "1bf2-1bf3 302e-302f a953 a9c0 ff9e-ff9f 111c0 11235 1133e 1134d 11357 113b8 113c2 113c5 113c7-113c9 113cf 114b0 "
-    "114bd 115af 116b6 11930 1193d 11f41 16ff0-16ff1 1d165-1d166 1d16d-1d172"
+    "114bd 115af 116b6 11930 1193d 11f41 16ff0-16ff1 1d165-1d166 1d16d-1d172 "
+    "115f-1160 3164 ffa0"
 )
 
 
@@ -157,7 +159,7 @@ def _escape_character(character: str) -> str:
     kind = category(character)
     if kind == "Cs":
         raise WaveError("a text with half a surrogate pair is not Unicode")
-    if kind in {"Mn", "Me"} or character in _EXTENDING or not character.isprintable():
+    if kind in {"Mn", "Me"} or character in _UNSEEN or not character.isprintable():
         return f"\\u{{{ord(character):x}}}"
     return character
 
