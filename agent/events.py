@@ -35,7 +35,8 @@ class Outcome:
     """How a run ended. `results` is what goes on the wire; `stdout` and `stderr` are capped at the output limit.
 
     A measure that could not be taken of this task alone is None: `cpu_s` is the guest's own CPU time,
-    `peak_memory_bytes` its linear memory.
+    `peak_memory_bytes` its linear memory where the engine tells it, else that of its worker if it had one to itself.
+    `memory_note` says which of these it is when it is not linear memory, and why there is none.
     """
 
     reason: Reason
@@ -48,6 +49,7 @@ class Outcome:
     peak_memory_bytes: int | None = None
     run_s: float = 0.0
     start_kind: StartKind | None = None
+    memory_note: str | None = None
 
 
 # --- what the core is told --------------------------------------------------------------------------------------------

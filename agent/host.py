@@ -9,6 +9,7 @@ Entry points, by the reference's rule: ``_initialize`` first if it is exported; 
 arguments, and what it prints is its result. Everything else is a function: inputs are its typed parameters.
 """
 
+import contextlib
 import threading
 import time
 
@@ -55,6 +56,11 @@ class Host:
         now = time.monotonic()
         live = [(number, run) for number, run in list(self._runs.items()) if run is not None]
         return {number: (run.cpu_s(), run.memory_bytes, now - run.started) for number, run in live}
+
+    def load(self, path: str, *, metered: bool, stack_bytes: int) -> None:
+        """Load a module that may be run soon; what is wrong with it, its run will say."""
+        with contextlib.suppress(RottenError, LoadError):
+            self._library.get(path, metered=metered, stack_bytes=stack_bytes)
 
     def run(self, order: Order) -> Report:
         """Run the guest of `order`; `expect` was called before."""

@@ -199,6 +199,14 @@ class Runtime(Protocol):
         """Make ready to run: a job is about to come. Cheap when ready already, and never necessary."""
         ...
 
+    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
+        """Load a module where jobs with these limits would run it: the first of them finds it loaded.
+
+        Returns at once and promises nothing: a worker that nobody uses is stopped after a while, and what it had
+        loaded is loaded again by the next job.
+        """
+        ...
+
     async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         """Run to its end. Cancelling the call stops the guest. A crashed worker is an outcome, too.
 

@@ -18,7 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from proplet.agent.worker_frames import RECEIVE_BYTES, Decoder, encode
-from proplet.agent.worker_orders import DONE, FAILED, PING, PONG, READY, RUN, SAMPLE, SAMPLED, SETUP, STOP, Order, Setup
+from proplet.agent.worker_orders import (
+    DONE,
+    FAILED,
+    LOAD,
+    PING,
+    PONG,
+    READY,
+    RUN,
+    SAMPLE,
+    SAMPLED,
+    SETUP,
+    STOP,
+    Order,
+    Setup,
+)
 from proplet.agent.worker_start import enter
 
 _OOM_SCORE = 500
@@ -54,6 +68,9 @@ class Worker:
             self._report(PONG, content)
         elif kind == SAMPLE:
             self._submit(lambda: self._report(SAMPLED, [content, self._host.sample()]))
+        elif kind == LOAD:
+            path, metered, stack_bytes = content
+            self._submit(lambda: self._host.load(path, metered=metered, stack_bytes=stack_bytes))
         elif kind == SETUP:
             self._setup(Setup(*content))
 

@@ -7,8 +7,9 @@ imports more than the standard library, because the worker's start is on a task'
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-# Orders: [kind, fields of the tuple]. STOP carries a run's number, PING and SAMPLE a number to answer with.
-SETUP, RUN, STOP, PING, SAMPLE = range(5)
+# Orders: [kind, fields of the tuple]. STOP carries a run's number, PING and SAMPLE a number to answer with, LOAD the
+# path of a module that may be run soon, whether it is metered, and the stack bytes.
+SETUP, RUN, STOP, PING, SAMPLE, LOAD = range(6)
 # Reports likewise. OUTPUT carries a run's number, the stream's name and the bytes it printed since it was last told.
 READY, DONE, PONG, SAMPLED, FAILED, OUTPUT = range(6)
 
