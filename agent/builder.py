@@ -140,20 +140,22 @@ def _component(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]
     from wasmtime.component import Component
 
     from proplet.agent.builder_component import described
+    from proplet.agent.builder_memories import memory_count
     from proplet.agent.cache import Record
     from proplet.agent.host_engine import configuration
 
     try:
         engine = Engine(configuration(metered=known["metered"]))
         component = Component(engine, data)
-        outside = described(component, engine)
+        outside, memories = described(component, engine), memory_count(data)
         code = component.serialize()
     except WasmtimeError as error:
         raise _refused(str(error)) from error
     return code, Record(
         **known,
         size=len(code),
-        has_memory=True,
+        has_memory=memories > 0,
+        memory_count=memories,
         imports=outside.imports,
         functions=outside.functions,
         kind="component",

@@ -13,7 +13,9 @@ from wasmtime import component as engine_types
 
 from proplet.agent import host_ffi, wit
 
-_BLOCKING: Final = ("wasi:clocks/", "wasi:io/poll@", "wasi:io/streams@", "wasi:sockets/", "wasi:http/")
+# Without one of these nothing in the engine waits: clocks only make what `poll` waits for, and the standard streams are
+# never empty or full.
+_BLOCKING: Final = ("wasi:io/poll@", "wasi:sockets/", "wasi:http/outgoing-handler@")
 _HANDLER: Final = "wasi:http/incoming-handler@"
 _PRIMITIVES: Final = {
     engine_types.Bool: "bool",

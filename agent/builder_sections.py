@@ -59,7 +59,7 @@ def _declared(data: bytes) -> Declared:
     functions: list[int] = []
     exports: list[tuple[str, int, int]] = []
     has_memory = False
-    for section, reader in _sections(data):
+    for section, reader, _ in sections(data):
         if section == _TYPES:
             types = [reader.function_type() for _ in range(reader.unsigned())]
         elif section == _IMPORTS:
@@ -85,26 +85,31 @@ def _declared(data: bytes) -> Declared:
     )
 
 
-def _sections(data: bytes) -> Iterator[tuple[int, "_Reader"]]:
-    reader = _Reader(data, 8)
-    while reader.at < len(data):
+def sections(data: bytes | memoryview) -> Iterator[tuple[int, "Reader", memoryview]]:
+    """Yield the sections of a module or component: number, a reader of the content, the content."""
+    view = memoryview(data)
+    reader = Reader(view, 8)
+    while reader.at < len(view):
         section, size = reader.byte(), reader.unsigned()
-        yield section, _Reader(data, reader.at)
+        body = view[reader.at : reader.at + size]
+        yield section, Reader(body, 0), body
         reader.at += size
 
 
-class _Reader:
+class Reader:
     """A position in the binary."""
 
-    def __init__(self, data: bytes, at: int) -> None:
+    def __init__(self, data: memoryview, at: int) -> None:
         self._data = data
         self.at = at
 
     def byte(self) -> int:
+        """Read one byte."""
         self.at += 1
         return self._data[self.at - 1]
 
     def unsigned(self) -> int:
+        """Read a number (LEB128)."""
         value, shift = 0, 0
         while True:
             byte = self.byte()
@@ -114,13 +119,15 @@ class _Reader:
                 return value
 
     def name(self) -> str:
+        """Read a string."""
         length = self.unsigned()
         self.at += length
         if self.at > len(self._data):
             raise SectionError("the module ends within a name")
-        return self._data[self.at - length : self.at].decode()
+        return bytes(self._data[self.at - length : self.at]).decode()
 
     def value_type(self) -> str:
+        """Read a value type."""
         kind = self.byte()
         if kind in _LONG_REFERENCES:
             self.unsigned()  # the heap type; of a signed number only the length matters
@@ -128,18 +135,21 @@ class _Reader:
         return _VALUE_TYPES.get(kind, "reference")
 
     def function_type(self) -> Signature:
+        """Read a type, which must be a function's."""
         if self.byte() != _FUNCTION_TYPE:
             raise SectionError("the module has types that are not functions")
         parameters = tuple(self.value_type() for _ in range(self.unsigned()))
         return parameters, tuple(self.value_type() for _ in range(self.unsigned()))
 
     def limits(self) -> None:
+        """Read past the limits of a memory or table."""
         flags = self.byte()
         self.unsigned()
         if flags & 1:
             self.unsigned()
 
     def skip_import(self, kind: int) -> None:
+        """Read past the type of an import that is no function."""
         if kind == _TABLE:
             self.value_type()
             self.limits()

@@ -1,51 +1,73 @@
-"""What a core module exports, read from its bytes without an engine: enough to catch a mistyped ``--invoke``.
+"""What ``proplet run --invoke`` calls: a name that the module exports, and its arguments, also in parentheses.
 
-Source: WebAssembly core specification, binary format, modules (sections, export section).
+``--invoke 'greet("world")'`` is how `wasmtime run` has it for components; ``--invoke greet`` with ``'"world"'`` behind
+the module is the same here. What is exported stands in the compiled module's record: a mistyped name is caught before
+the runtime falls back to the usual entry points.
 """
 
-_HEADER = b"\0asm\x01\0\0\0"
-_EXPORTS, _FUNCTION = 7, 0
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from proplet.agent.cache import CompileCache
+from proplet.agent.cli import USAGE, CliError
+from proplet.agent.component_exports import matching
+from proplet.agent.config_reader import did_you_mean
+from proplet.agent.ports import Artefact, ModuleKind
+
+_START: Final = "_start"
+_SHOWN: Final = 20
+# Text in quotes is one piece, whatever is in it; so is a comment; else every character is.
+_PIECE: Final = re.compile(
+    r'"""(?s:.*?)"""|"(?:[^"\\]|\\.)*+"|' + r"'(?:[^'\\]|\\.)(?:[^'\\\n]*+)'" + r"|//[^\n]*+|(?s:.)"
+)
 
 
-def exported_functions(module: bytes) -> list[str] | None:
-    """Return the names of the exported functions; None where the bytes are no core module, or are damaged."""
-    if not module.startswith(_HEADER):
-        return None
-    position = len(_HEADER)
-    try:
-        while position < len(module):
-            section = module[position]
-            length, position = _number(module, position + 1)
-            if section == _EXPORTS:
-                return _names(module, position, position + length)
-            position += length
-    except (IndexError, UnicodeDecodeError):
-        return None
-    return []
+def entry(artefact: Artefact, invoke: str, arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the export that `invoke` names and its inputs.
+
+    Raises:
+        CliError: the module does not export it; or there are arguments both in parentheses and behind the module.
+    """
+    record = CompileCache(artefact.path.parent.parent, 0).find(artefact.path)
+    names = None if record is None else list(record.functions)
+    wanted, inputs = invoke, arguments
+    if (names is None or invoke not in names) and "(" in invoke:
+        wanted, inside = split_call(invoke)
+        if arguments:
+            raise CliError(f"--invoke {invoke}: it has its arguments, {arguments[0]} is one too many", USAGE)
+        inputs = inside
+    if names is not None:
+        _check(names, wanted, component=artefact.kind is ModuleKind.COMPONENT)
+    return wanted, inputs
 
 
-def _names(module: bytes, position: int, end: int) -> list[str]:
-    count, position = _number(module, position)
-    found = []
-    for _ in range(count):
-        length, position = _number(module, position)
-        name = module[position : position + length].decode("utf-8")
-        kind = module[position + length]
-        _, position = _number(module, position + length + 1)
-        if position > end:
-            raise IndexError
-        if kind == _FUNCTION:
-            found.append(name)
-    return found
+def _check(names: list[str], wanted: str, *, component: bool) -> None:
+    if wanted in names or (component and (wanted == _START or matching(names, wanted))):
+        return
+    what = "component" if component else "module"
+    listed = ", ".join(names[:_SHOWN]) or "no functions"
+    raise CliError(f"the {what} exports no function `{wanted}`{did_you_mean(wanted, names)}; it exports {listed}")
 
 
-def _number(module: bytes, position: int) -> tuple[int, int]:
-    """Return an unsigned LEB128 number of at most 32 bits, and where it ends."""
-    value = 0
-    for shift in range(0, 35, 7):
-        byte = module[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise IndexError
+def split_call(text: str) -> tuple[str, list[str]]:
+    """Return the name and the arguments of ``name(first, second)``, the arguments as they stand there.
+
+    Raises:
+        CliError: the parentheses do not match.
+    """
+    name, _, rest = text.strip().partition("(")
+    arguments, depth = [""], 1
+    for piece in _PIECE.findall(rest):
+        if depth == 0 and piece.strip():
+            raise CliError(f"--invoke {text}: something stands behind the closing parenthesis", USAGE)
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(piece, 0)
+        if depth == 1 and piece == ",":
+            arguments.append("")
+        elif depth > 0:
+            arguments[-1] += piece
+    if depth != 0:
+        raise CliError(f"--invoke {text}: the parentheses do not match; write NAME(ARGUMENT, ...)", USAGE)
+    if not arguments[-1].strip():
+        arguments.pop()
+    return name.strip(), [argument.strip() for argument in arguments]

@@ -14,9 +14,8 @@ import anyio
 
 from proplet.agent import parts, render
 from proplet.agent.cli import FAILED, INTERRUPTED, OK, USAGE, CliError
-from proplet.agent.cli_exports import exported_functions
+from proplet.agent.cli_exports import entry
 from proplet.agent.config import read
-from proplet.agent.config_reader import did_you_mean
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.config_values import parse_duration, parse_size
 from proplet.agent.fetch import open_modules
@@ -51,12 +50,15 @@ def run(options: argparse.Namespace) -> int:
     stdin = sys.stdin.buffer.read() if options.stdin else b""
 
     def job(artefact: Artefact) -> Job:
+        # A command's program name; where it is no export, the usual entry points are taken.
+        export, inputs = Path(options.module).name, options.args
+        if options.invoke:
+            export, inputs = entry(artefact, options.invoke, options.args)
         return Job(
             key="run",
             artefact=artefact,
-            # A command's program name; where it is no export, the usual entry points are taken.
-            export=options.invoke or Path(options.module).name,
-            inputs=tuple(options.args),
+            export=export,
+            inputs=tuple(inputs),
             env=env,
             limits=limits,
             permissions=permissions,
@@ -74,11 +76,9 @@ async def _run(
         _own_directory(settings.node.state_dir)
         async with open_modules(parts.modules_settings(settings)) as modules:
             artefact = await _prepared(modules, options, data)
-            if options.invoke:
-                stored = parts.modules_settings(settings).store_dir / "blobs" / artefact.module_digest.replace(":", "/")
-                _check_export(await anyio.Path(stored).read_bytes(), options.invoke)
+            work = job(artefact)
             async with open_runtime(parts.runtime_settings(settings), modules) as runtime:
-                outcome = await runtime.run(job(artefact))
+                outcome = await runtime.run(work)
     except (ModuleError, StorageError) as error:
         raise CliError(str(error)) from error
     _print(outcome)
@@ -95,14 +95,6 @@ async def _prepared(modules: Modules, options: argparse.Namespace, data: bytes |
     wanted = ModuleWanted(module_digest=digest, image_url="" if digest else options.module)
     with progress(quiet=options.quiet) as told:
         return await modules.prepare(wanted, told)
-
-
-def _check_export(module: bytes, wanted: str) -> None:
-    """Refuse a name that is not exported: the runtime would fall back to the usual entry points."""
-    names = exported_functions(module)
-    if names is not None and wanted not in names:
-        listed = ", ".join(names[:20]) or "no functions"
-        raise CliError(f"the module exports no function `{wanted}`{did_you_mean(wanted, names)}; it exports {listed}")
 
 
 def status_of(outcome: Outcome) -> int:

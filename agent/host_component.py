@@ -1,33 +1,26 @@
 """Calling into a component: find the export, read its arguments, instantiate, call, show what it answers.
 
-Place in the flow: as `host_call`, for the other kind of module. By the reference's rules: an empty name, ``_start`` and
-``fl-round-...`` mean the command (``wasi:cli/run``), whose output is its result; any other name is an exported
-function, ``name`` or ``instance#name``, whose arguments and result are WAVE text. Beyond them: the instance may do
-without its version, a bare name is found in any exported instance, and a command runs under any name.
+Place in the flow: as `host_call`, for the other kind of module. `component_exports` says what a name means: the command
+(``wasi:cli/run``), whose output is its result, or an exported function, whose arguments and result are WAVE text.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from proplet.agent import host_ffi, host_wit, wave
+from proplet.agent import component_exports, host_ffi, host_wit, wave
 from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi
 from proplet.agent.host_interfaces import UNDEFINED, LoadedComponent
 from proplet.agent.host_watch import obey_ticks
 from proplet.agent.wave_values import Err
 from proplet.agent.wit import Function, Handle
 
-_RUN: Final = "wasi:cli/run@0.2."
-_HANDLER: Final = "wasi:http/incoming-handler@"
-_COMMANDS: Final = ("", "_start")
-_ROUND: Final = "fl-round-"
 _INSTANCES: Final = 100
 _TABLES: Final = 50
 _TABLE_ELEMENTS: Final = 200_000
 _FRAMES: Final = 3
 _FRAME: Final = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (.+)$", re.MULTILINE)
 _NO_FUEL_LIMIT: Final = 2**63 - 1
-_SHOWN_EXPORTS: Final = 20
 
 
 def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
@@ -38,9 +31,12 @@ def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
         WasmtimeError: it ended otherwise than by returning; see `explain`.
     """
     order, store = guest.order, guest.store
-    name = find(loaded.functions, order.export)
+    try:
+        name = component_exports.find(loaded.functions, order.export)
+    except component_exports.UnknownExportError as error:
+        raise GuestError("unknown_export", str(error)) from None
     function = loaded.functions[name]
-    guest.command = name.startswith(_RUN)
+    guest.command = name.startswith(component_exports.RUN)
     values = [] if guest.command else _arguments(name, function, order.inputs)
     memories = max(loaded.memory_count, 1)
     store.set_limits(
@@ -92,43 +88,6 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
         allowed = f"{order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
         return GuestError("memory_limit", f"{message}; it may have {allowed}")
     return GuestError("trap", f"Failed to call function '{order.export}': {_trap_text(text)}")
-
-
-def find(functions: Mapping[str, Function], wanted: str) -> str:
-    """Return the full name of the exported function that `wanted` means.
-
-    Raises:
-        GuestError: there is none; or several, in different instances.
-    """
-    command = next((name for name in functions if name.startswith(_RUN) and name.endswith("#run")), None)
-    if wanted in _COMMANDS or wanted.startswith(_ROUND):
-        if command is None:
-            raise GuestError("unknown_export", f"the component is no command (wasi:cli/run); {_exported(functions)}")
-        return command
-    if wanted in functions:
-        return wanted
-    instance, _, inner = wanted.rpartition("#")
-    found = []
-    for name in functions:
-        place, _, last = name.rpartition("#")
-        if last == inner and place and instance in {"", place.partition("@")[0]}:
-            found.append(name)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise GuestError("unknown_export", f"'{wanted}' may be any of {', '.join(found[:_SHOWN_EXPORTS])}: name one")
-    if command is not None and not instance:
-        return command
-    raise GuestError("unknown_export", f"Export '{wanted}' not found in component; {_exported(functions)}")
-
-
-def _exported(functions: Mapping[str, Function]) -> str:
-    names = sorted(functions)
-    if any(name.startswith(_HANDLER) for name in names):
-        return "it serves HTTP (wasi:http/incoming-handler) and is started as a service"
-    listed = ", ".join(names[:_SHOWN_EXPORTS]) or "no functions"
-    more = f" and {len(names) - _SHOWN_EXPORTS} more" if len(names) > _SHOWN_EXPORTS else ""
-    return f"it exports {listed}{more}"
 
 
 def _arguments(name: str, function: Function, inputs: Sequence[str]) -> list[wave.Value]:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proplet.agent import render
-from proplet.agent.cli_exports import exported_functions
 from proplet.agent.cli_tasks import fresh
 from proplet.agent.ports import Stage
 from proplet.agent.progress import progress
@@ -132,13 +131,6 @@ def test_a_description_shows_no_secret_and_leaves_names_of_variables_alone() -> 
 def test_only_new_output_is_printed_again(kept: list[int], new: list[int], gone: int) -> None:
     now = [*kept, *new][min(gone, len(kept)) :]
     assert list(fresh(kept, now)) == new
-
-
-@given(data=st.binary(max_size=60))
-def test_exports_of_any_bytes_are_names_or_nothing(data: bytes) -> None:
-    for module in (data, b"\0asm\x01\0\0\0" + data):
-        names = exported_functions(module)
-        assert names is None or all(isinstance(name, str) for name in names)
 
 
 class Terminal(io.StringIO):

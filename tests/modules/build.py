@@ -1,6 +1,7 @@
 """Builds the guest modules beside their sources: ``python tests/modules/build.py``. The results are committed.
 
-Those in C need clang and wasm-ld (Debian: ``apt-get install clang lld``); without them they are left as they are.
+Those in C need clang and wasm-ld (Debian: ``apt-get install clang lld``), those in Rust a rustc with the target
+wasm32-wasip2 (``rustup target add wasm32-wasip2``); without them they are left as they are.
 """
 
 import shutil
@@ -11,6 +12,10 @@ from wasmtime import wat2wasm
 
 HERE = Path(__file__).parent
 CLANG = "clang --target=wasm32 -std=c11 -Wall -Wextra -Werror -Os -ffreestanding -fno-builtin -nostdlib -Wl,--strip-all"
+RUSTC = (
+    "rustc --target wasm32-wasip2 --edition 2021 -C opt-level=z -C lto=fat -C panic=abort -C codegen-units=1"
+    " -C strip=symbols"
+)
 
 for source in sorted(HERE.glob("*.wat")):
     source.with_suffix(".wasm").write_bytes(wat2wasm(source.read_text()))
@@ -21,3 +26,8 @@ for source in sorted(HERE.glob("*.c")):
         subprocess.run([*CLANG.split(), "-o", source.with_suffix(".wasm"), source], check=True)
     else:
         print(f"{source.name}: not built, there is no clang with wasm-ld (apt-get install clang lld)")
+for source in sorted(HERE.glob("*.rs")):
+    # In its directory and by its bare name: a panic tells the path.
+    command = [*RUSTC.split(), "-o", source.with_suffix(".wasm").name, source.name]
+    if not shutil.which("rustc") or subprocess.run(command, cwd=HERE, check=False).returncode:
+        print(f"{source.name}: not built, there is no rustc with wasm32-wasip2 (rustup target add wasm32-wasip2)")
