@@ -29,5 +29,7 @@ for source in sorted(HERE.glob("*.c")):
 for source in sorted(HERE.glob("*.rs")):
     # In its directory and by its bare name: a panic tells the path.
     command = [*RUSTC.split(), "-o", source.with_suffix(".wasm").name, source.name]
-    if not shutil.which("rustc") or subprocess.run(command, cwd=HERE, check=False).returncode:
+    if shutil.which("rustc") and subprocess.run(command, cwd=HERE, check=False).returncode == 0:
+        source.with_suffix(".wasm").chmod(0o644)
+    else:
         print(f"{source.name}: not built, there is no rustc with wasm32-wasip2 (rustup target add wasm32-wasip2)")
