@@ -1,12 +1,15 @@
 """The adapter behind the port `Runtime`: guests run in worker processes, and nothing they do reaches the agent.
 
-Place in the flow: the shell awaits `run`; orders go to the shared worker, reports come back as outcomes. This module
-decides who waits, who is tried again and who is to blame:
+Place in the flow: the shell awaits `run`; orders go to workers, reports come back as outcomes. This module decides who
+waits, who is tried again and who is to blame:
 
-* At most `max_running` jobs at a time, first come, first served; jobs without a wall limit (daemons) count apart.
+* Core modules and components that cannot block share one worker: at most `max_running` jobs at a time, first come,
+  first served; jobs without a wall limit (daemons) count apart. Components that can block inside the engine, and those
+  that stay, get a worker of their own, see `runtime_own`.
 * A worker that dies with one job is that job's doing. With several, nobody knows whose: each is run once more, alone in
   a worker of its own, where only its own doing can end it. A guest that takes no heed of its end (stuck in a call that
-  nothing can interrupt) costs its worker; the guest gets its timeout, its neighbours run again.
+  nothing can interrupt) costs its worker; the guest gets its timeout, its neighbours run again. In a worker of its own
+  that is nobody's loss and no misdeed.
 * Three such deeds and a module is quarantined for a while. A worker comes back at once the first time, then later
   and later.
 
@@ -18,8 +21,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -27,6 +29,7 @@ from anyio.abc import TaskGroup
 
 from proplet.agent.ports import (
     Artefact,
+    GuestLimits,
     Job,
     ModuleError,
     Modules,
@@ -35,52 +38,35 @@ from proplet.agent.ports import (
     Outcome,
     Runtime,
     Sample,
-    StartKind,
     StorageError,
     nobody,
 )
-from proplet.agent.runtime_link import Link, LinkSettings, Ticket
+from proplet.agent.runtime_link import Link, LinkSettings
+from proplet.agent.runtime_outcome import (
+    LOST_NOTE,
+    SHARED_NOTE,
+    ended_with_its_worker,
+    from_report,
+    past,
+    stopped,
+    unsayable,
+)
+from proplet.agent.runtime_own import OwnWorkers
 from proplet.agent.runtime_quarantine import Quarantine
+from proplet.agent.runtime_settings import RuntimeSettings
+from proplet.agent.runtime_ticket import Ticket, wants_own
 from proplet.agent.wire import Reason
 from proplet.agent.worker_orders import STALE, Report, Setup
 
+__all__ = ["RuntimeSettings", "WorkerRuntime", "open_runtime"]
+
 _log = logging.getLogger(__name__)
 
-_MIB: Final = 1024 * 1024
-_SOLO_WORKERS: Final = 2
 _FAILED_STARTS: Final = 3
 _SETTLED_S: Final = 10.0  # a worker that lived this long has no part in the next one's backoff
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
 _STALE_TRIES: Final = 3
 _SAMPLE_TIMEOUT_S: Final = 1.0
-
-
-def _default_running() -> int:
-    import os
-
-    return max(4, 2 * (os.cpu_count() or 1))
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeSettings:
-    """How guests are run. Times in seconds, sizes in bytes.
-
-    `key_dir` holds the device's key, as in `fetch.ModulesSettings`. `idle_s`: an unused worker is stopped after it.
-    `grace_s`: how long past its end a guest may take to be gone before its worker is killed. `silence_s`: how long a
-    worker may be deaf while jobs run. `loaded_bytes`: machine code kept loaded. `strikes` workers lost by a module
-    quarantine it for `quarantine_s`.
-    """
-
-    key_dir: Path
-    max_running: int = field(default_factory=_default_running)
-    max_daemons: int = 100
-    idle_s: float = 60.0
-    grace_s: float = 5.0
-    ping_s: float = 2.0
-    silence_s: float = 10.0
-    loaded_bytes: int = 64 * _MIB
-    strikes: int = 3
-    quarantine_s: float = 600.0
 
 
 @asynccontextmanager
@@ -114,13 +100,14 @@ class WorkerRuntime(Runtime):
             Setup(str(settings.key_dir), settings.loaded_bytes),
             settings.idle_s,
             settings.grace_s,
+            settings.own_grace_s,
             settings.ping_s,
             settings.silence_s,
+            settings.own_allowance_bytes,
         )
         self._by_key: dict[str, Ticket] = {}
         self._waiting: deque[Ticket] = deque()
         self._waiting_daemons: deque[Ticket] = deque()
-        self._suspects: deque[Ticket] = deque()
         self._running = 0
         self._running_daemons = 0
         self._shared: Link | None = None
@@ -128,17 +115,27 @@ class WorkerRuntime(Runtime):
         self._crashes = 0
         self._failed_starts = 0
         self._quarantine = Quarantine(settings.strikes, settings.quarantine_s)
+        self._own = OwnWorkers(settings.max_own_workers, settings.max_running, lambda: self._open_link(own=True))
         self._closed = False
 
     @property
     def slots(self) -> int:
-        """How many jobs with a wall limit run at once."""
+        """How many jobs with a wall limit run at once in the shared worker."""
         return self._settings.max_running
 
     def warm(self) -> None:
         """Start the shared worker now, so that the next job need not wait for it. It may be stopped as idle again."""
-        if self._shared is None and not self._closed:
-            self._shared = self._open_link(solo=False)
+        if not self._closed:
+            self._open_shared()
+
+    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
+        """Load a module soon; see the port."""
+        if self._closed:
+            return
+        if wants_own(artefact, limits):
+            self._own.preload(artefact, limits)
+        else:
+            self._open_shared().load(artefact, limits)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -147,9 +144,9 @@ class WorkerRuntime(Runtime):
 
     async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         """Run to its end; see the port."""
-        if (unsayable := _unsayable(job)) is not None:
+        if (text := unsayable(job)) is not None:
             return Outcome(
-                Reason.INVALID_ARGUMENTS, error=f"arguments and environment must be Unicode text, {unsayable!r} is none"
+                Reason.INVALID_ARGUMENTS, error=f"arguments and environment must be Unicode text, {text!r} is none"
             )
         stale = "compiled without fuel counting" if job.limits.fuel is not None and not job.artefact.metered else None
         for _ in range(_STALE_TRIES):
@@ -190,17 +187,23 @@ class WorkerRuntime(Runtime):
             if ticket.link.stop(ticket):
                 return
             self._release(ticket)
-        self._end(ticket, Outcome(Reason.STOPPED, error="stopped before completion"))
+        self._end(ticket, stopped())
         self._dispatch()
 
     async def sample(self) -> Mapping[str, Sample]:
         """Return the live runs' own use; see the port."""
         found: dict[str, Sample] = {}
-        for link in list(self._links):
+
+        async def ask(link: Link) -> None:
             keys = {ticket.number: ticket.job.key for ticket in link.tickets.values()}
             for number, (cpu_s, memory_bytes, wall_s) in (await link.sample(_SAMPLE_TIMEOUT_S)).items():
                 if number in keys:
-                    found[keys[number]] = Sample(cpu_s, memory_bytes, wall_s)
+                    own_bytes = link.private_bytes if memory_bytes is None else memory_bytes
+                    found[keys[number]] = Sample(cpu_s, own_bytes, wall_s)
+
+        async with anyio.create_task_group() as tasks:
+            for link in self._links:
+                tasks.start_soon(ask, link)
         return found
 
     def close(self) -> None:
@@ -217,9 +220,12 @@ class WorkerRuntime(Runtime):
             self._end(ticket, Outcome(Reason.INTERRUPTED, error="the node is stopping"))
             return ticket
         self._by_key[job.key] = ticket
-        (self._waiting_daemons if ticket.daemon else self._waiting).append(ticket)
         try:
-            self._dispatch()
+            if ticket.wants_own:
+                self._wait_for_own(ticket)
+            else:
+                (self._waiting_daemons if ticket.daemon else self._waiting).append(ticket)
+                self._dispatch()
             await ticket.done.wait()
         finally:
             self.stop(job.key)  # does nothing unless we were cancelled
@@ -233,23 +239,24 @@ class WorkerRuntime(Runtime):
         daemons = _take(self._waiting_daemons, self._settings.max_daemons - self._running_daemons)
         self._running_daemons += len(daemons)
         if batch or daemons:
-            if self._shared is None or self._shared.closing:
-                self._shared = self._open_link(solo=False)
-            self._shared.give(batch + daemons)
-        while self._suspects:
-            solo = [link for link in self._links if link.solo and not link.closing]
-            free = next((link for link in solo if not link.tickets), None)
-            if free is None and len(solo) >= _SOLO_WORKERS:
-                break
-            ticket = self._suspects.popleft()
-            if not ticket.done.is_set():
-                (free or self._open_link(solo=True)).give([ticket])
+            self._open_shared().give(batch + daemons)
+        self._own.dispatch()
 
-    def _open_link(self, *, solo: bool) -> Link:
-        link = Link(self._link_settings, self._reported, solo=solo)
+    def _wait_for_own(self, ticket: Ticket) -> None:
+        if not self._own.add(ticket) and ticket.daemon:
+            text = "%s waits for a worker of its own: all that daemons may have are taken (max_own_workers is %d)"
+            _log.warning(text, ticket.job.key, self._settings.max_own_workers)
+
+    def _open_shared(self) -> Link:
+        if self._shared is None or self._shared.closing:
+            self._shared = self._open_link(own=False)
+        return self._shared
+
+    def _open_link(self, *, own: bool) -> Link:
+        link = Link(self._link_settings, self._reported, own=own)
         self._links.add(link)
         delay_s = 0.0
-        if not solo and self._crashes > 1:
+        if not own and self._crashes > 1:
             delay_s = min(_FIRST_BACKOFF_S * 2 ** (self._crashes - 2), _LONGEST_BACKOFF_S)
         self._tasks.start_soon(self._serve, link, delay_s)
         return link
@@ -259,6 +266,7 @@ class WorkerRuntime(Runtime):
             await link.serve(delay_s)
         finally:
             self._links.discard(link)
+            self._own.gone(link)
         if not self._closed:
             self._lost(link)
             self._dispatch()
@@ -268,12 +276,14 @@ class WorkerRuntime(Runtime):
         if ticket is None:
             return
         self._failed_starts = 0
-        self._release(ticket)
         if report.reason == STALE:
             ticket.stale = report.error or "damaged"
             ticket.done.set()
         else:
-            self._end(ticket, _outcome(ticket.job, report))
+            peak_bytes = link.peak_bytes if report.peak_memory_bytes is None else None
+            self._end(ticket, from_report(ticket.job, report, peak_bytes, own=link.own))
+        link.job_done()
+        self._release(ticket)
         self._dispatch()
 
     def _lost(self, link: Link) -> None:
@@ -284,70 +294,71 @@ class WorkerRuntime(Runtime):
             self._shared = None
         if link.was_idle:
             return
-        _log.warning("a worker %s after %d jobs were given to it", _past(link.end), link.given)
-        for line in link.last_errors.splitlines()[-5:]:
-            _log.warning("its last words: %s", line)
-        lived_s = time.monotonic() - link.started_at
-        if tickets or lived_s < _SETTLED_S:
-            self._crashes = self._crashes + 1 if lived_s < _SETTLED_S else 1
+        ended_by_us = link.own and bool(link.offenders)
+        if not ended_by_us:
+            self._mourn(link, tickets)
+        for ticket in tickets:
+            self._release(ticket)
         if not link.ready:
             self._start_failed(link, tickets)
             return
-        alone = len(tickets) == 1
+        alone = link.own or len(tickets) == 1
         for ticket in tickets:
-            self._release(ticket)
-            if (why := link.offenders.get(ticket.number)) is not None:
+            if ended_by_us:
+                self._end(ticket, ended_with_its_worker(ticket, Reason(link.offenders[ticket.number]), link.measured))
+            elif (why := link.offenders.get(ticket.number)) is not None:
                 self._quarantine.strike(ticket.job.artefact.module_digest)
                 text = "could not be interrupted; its worker was killed"
-                self._end(ticket, Outcome(Reason(why), error=f"{text} ({why})"))
+                self._end(ticket, Outcome(Reason(why), error=f"{text} ({why})", memory_note=SHARED_NOTE))
             elif ticket.stop_at is not None:
-                self._end(ticket, Outcome(Reason.STOPPED, error="stopped before completion"))
-            elif link.offenders and not ticket.retried:
-                self._again(ticket)
-            elif alone or ticket.retried:
-                self._quarantine.strike(ticket.job.artefact.module_digest)
-                self._end(ticket, Outcome(Reason.WORKER_CRASHED, error=f"the worker that ran it {_past(link.end)}"))
+                self._end(ticket, stopped())
+            elif not ticket.retried and (link.offenders or not alone):
+                ticket.leave(retried=True)
+                self._own.add(ticket)
             else:
-                self._again(ticket)
+                self._quarantine.strike(ticket.job.artefact.module_digest)
+                error = f"the worker that ran it {past(link.end)}"
+                self._end(ticket, Outcome(Reason.WORKER_CRASHED, error=error, memory_note=LOST_NOTE))
+
+    def _mourn(self, link: Link, tickets: list[Ticket]) -> None:
+        """Say in the log how a worker ended, and let the next shared one wait if this one's life was short."""
+        _log.warning("a worker %s after %d jobs were given to it", past(link.end), link.given)
+        for line in link.last_errors.splitlines()[-5:]:
+            _log.warning("its last words: %s", line)
+        lived_s = time.monotonic() - link.started_at
+        if not link.own and (tickets or lived_s < _SETTLED_S):
+            self._crashes = self._crashes + 1 if lived_s < _SETTLED_S else 1
 
     def _start_failed(self, link: Link, tickets: list[Ticket]) -> None:
         self._failed_starts += 1
         for ticket in tickets:
-            self._release(ticket)
-            if link.refusal is not None or self._failed_starts >= _FAILED_STARTS:
-                error = link.refusal or f"the worker cannot be started: it {_past(link.end)}"
+            if ticket.stop_at is not None:
+                self._end(ticket, stopped())
+            elif link.refusal is not None or self._failed_starts >= _FAILED_STARTS:
+                error = link.refusal or f"the worker cannot be started: it {past(link.end)}"
                 self._end(ticket, Outcome(Reason.INTERNAL, error=error))
             else:
-                ticket.link, ticket.sent_at = None, 0.0
-                (self._waiting_daemons if ticket.daemon else self._waiting).appendleft(ticket)
-
-    def _again(self, ticket: Ticket) -> None:
-        ticket.retried, ticket.link, ticket.sent_at = True, None, 0.0
-        self._suspects.append(ticket)
+                ticket.leave(retried=False)
+                if link.own:
+                    self._own.add(ticket, first=True)
+                else:
+                    (self._waiting_daemons if ticket.daemon else self._waiting).appendleft(ticket)
 
     def _release(self, ticket: Ticket) -> None:
-        if ticket.link is None or ticket.link.solo:
+        if ticket.link is None:
             return
-        if ticket.daemon:
+        if ticket.link.own:
+            self._own.ended(ticket)
+        elif ticket.daemon:
             self._running_daemons -= 1
         else:
             self._running -= 1
+        ticket.link = None
 
     def _end(self, ticket: Ticket, outcome: Outcome) -> None:
         if ticket.outcome is None:
             ticket.outcome = outcome
             ticket.done.set()
-
-
-def _unsayable(job: Job) -> str | None:
-    """A text of the job that has no UTF-8, if there is one: a command line's may be any bytes."""
-    for text in (job.export, *job.inputs, *job.argv, *job.env, *job.env.values()):
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                return text
-    return None
 
 
 def _take(waiting: deque[Ticket], room: int) -> list[Ticket]:
@@ -357,28 +368,3 @@ def _take(waiting: deque[Ticket], room: int) -> list[Ticket]:
         if not ticket.done.is_set():
             taken.append(ticket)
     return taken
-
-
-def _past(end: str) -> str:
-    return f"was {end}" if end.startswith("killed") else end if not end.startswith("exit") else f"ended with {end}"
-
-
-def _outcome(job: Job, report: Report) -> Outcome:
-    results = report.results
-    if results is None:
-        output = report.stdout
-        if report.reason == Reason.OK.value and report.stderr:
-            output += b"\n" + report.stderr
-        results = output.decode(errors="replace")
-    return Outcome(
-        reason=Reason(report.reason),
-        results=results,
-        error=report.error,
-        exit_code=report.exit_code,
-        stdout=report.stdout,
-        stderr=report.stderr,
-        cpu_s=report.cpu_s,
-        peak_memory_bytes=report.peak_memory_bytes,
-        run_s=report.run_s,
-        start_kind=StartKind.HOT if report.hot else job.artefact.start_kind,
-    )

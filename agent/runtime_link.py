@@ -9,17 +9,20 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent.ports import GuestLimits, Job, Notice, Outcome, Output, nobody
+from proplet.agent.ports import Artefact, GuestLimits
+from proplet.agent.runtime_ticket import Ticket, order_of
+from proplet.agent.runtime_watch import Measured, Watch
 from proplet.agent.worker_child import Child, ChildGoneError
 from proplet.agent.worker_orders import (
     DONE,
     FAILED,
+    LOAD,
     OUTPUT,
     PING,
     PONG,
@@ -29,63 +32,36 @@ from proplet.agent.worker_orders import (
     SAMPLED,
     SETUP,
     STOP,
-    Order,
     Report,
     Setup,
 )
 
 log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 0.25  # how often a busy link is looked at
-_numbers = itertools.count(1)
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One job on its way through the runtime; `done` is set when `outcome` (or `stale`) is there."""
-
-    job: Job
-    tell: Callable[[Notice], None] = nobody
-    done: anyio.Event = field(default_factory=anyio.Event)
-    number: int = field(default_factory=lambda: next(_numbers))
-    outcome: Outcome | None = None
-    stale: str | None = None
-    link: "Link | None" = None
-    sent_at: float = 0.0
-    stop_at: float | None = None
-    retried: bool = False
-
-    @property
-    def daemon(self) -> bool:
-        """See the job."""
-        return self.job.daemon
-
-    def overdue(self, now: float, grace_s: float) -> str | None:
-        """Why it should have ended long ago, or None."""
-        if self.stop_at is not None and now > self.stop_at + grace_s:
-            return "stopped"
-        wall_s = self.job.limits.wall_s
-        if wall_s is not None and self.sent_at and now > self.sent_at + wall_s + grace_s:
-            return "timeout"
-        return None
+_LOOK_S: Final = 1.0  # how often a busy link is looked at, and at every moment when a guest has to be gone
+_REST_BYTES: Final = 64 * 1024 * 1024  # a worker that still holds more after a job is not used again
+_KNOWN_MODULES: Final = 64
+_requests = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """How a worker is started and how long it may be silent; seconds."""
+    """How a worker is started, and how long it may be silent; seconds. `allowance_bytes`: as `runtime_watch` has it."""
 
     setup: Setup
     idle_s: float
     grace_s: float
+    own_grace_s: float
     ping_s: float
     silence_s: float
+    allowance_bytes: int
 
 
 class Link:
-    """One worker process, from before its start to after its end. `solo` takes one job at a time: a suspect."""
+    """One worker process, from before its start to after its end. An `own` one has one job at a time, and a watch."""
 
-    def __init__(self, settings: LinkSettings, on_report: Callable[["Link", Report], None], *, solo: bool) -> None:
-        self.solo = solo
+    def __init__(self, settings: LinkSettings, on_report: Callable[["Link", Report], None], *, own: bool) -> None:
+        self.own = own
         self.tickets: dict[int, Ticket] = {}
         self.ready = False
         self.closing = False
@@ -96,13 +72,21 @@ class Link:
         self.given = 0
         self.started_at = 0.0
         self.offenders: dict[int, str] = {}
+        self.measured = Measured()
+        self.modules: set[str] = set()
+        self.used_at = 0.0
         self._settings = settings
+        self._grace_s = settings.own_grace_s if own else settings.grace_s
         self._on_report = on_report
         self._child: Child | None = None
+        self._watch: Watch | None = None
         self._tasks: TaskGroup | None = None
         self._flushing = False
+        self._early: list[Any] = []
         self._outgoing: list[Any] = []
         self._busy = anyio.Event()
+        self._sooner = anyio.Event()
+        self._looks_at = 0.0
         self._heard_at = 0.0
         self._pinged_at = 0.0
         self._samples: dict[int, tuple[anyio.Event, dict[int, Any]]] = {}
@@ -112,33 +96,89 @@ class Link:
         """The worker's process id while it runs."""
         return self._child.pid if self._child else None
 
+    @property
+    def free(self) -> bool:
+        """True if it has no job and can be given one."""
+        return not self.tickets and not self.closing
+
+    @property
+    def private_bytes(self) -> int | None:
+        """The memory that an own worker holds now."""
+        return self._watch.private_bytes if self._watch else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The peak memory of an own worker during its last job; None where the kernel does not tell."""
+        return self._watch.peak_bytes if self._watch else None
+
     def give(self, tickets: list[Ticket]) -> None:
         """Hand jobs over; before the worker has started they wait here."""
-        now = time.monotonic()
         self.given += len(tickets)
         for ticket in tickets:
             ticket.link = self
-            ticket.sent_at = now if self._child else 0.0
             self.tickets[ticket.number] = ticket
+            self._note_module(ticket.job.artefact)
         self._busy.set()
         if self._child:
-            self._send([[RUN, _order(ticket)] for ticket in tickets])
+            self._send([[RUN, order_of(ticket)] for ticket in tickets])
+            if self.ready:
+                self._begin(tickets)
+
+    def load(self, artefact: Artefact, limits: GuestLimits) -> None:
+        """Let the worker load a module that may be run soon."""
+        self._note_module(artefact)
+        message = [LOAD, [str(artefact.path), artefact.metered, limits.stack_bytes]]
+        if self._child:
+            self._send([message])
+        else:
+            self._early.append(message)
+
+    def _note_module(self, artefact: Artefact) -> None:
+        if len(self.modules) > _KNOWN_MODULES:
+            self.modules.clear()
+        self.modules.add(artefact.module_digest)
 
     def stop(self, ticket: Ticket) -> bool:
         """Ask the worker to end a job; False if it was never handed over: then it has ended now."""
-        if self._child is None or not ticket.sent_at:
+        if self._child is None:
             del self.tickets[ticket.number]
             return False
         if ticket.stop_at is None:
             ticket.stop_at = time.monotonic()
             self._send([[STOP, ticket.number]])
+            self._look_by(ticket)
         return True
+
+    def retire(self) -> None:
+        """End the worker, which has no job."""
+        self.closing = self.was_idle = True
+        if self._child:
+            self._child.kill()
+
+    def job_done(self) -> None:
+        """An own worker's job has ended: it is free for the next, unless it still holds too much."""
+        self.used_at = time.monotonic()
+        if self.own and (self.private_bytes or 0) > _REST_BYTES:
+            self.retire()
+
+    def _begin(self, tickets: list[Ticket]) -> None:
+        """The worker is ready, and has `tickets` from now on."""
+        now = time.monotonic()
+        for ticket in tickets:
+            ticket.begun_at = now
+            if self._watch:
+                self._watch.begin()
+            self._look_by(ticket)
+
+    def _look_by(self, ticket: Ticket) -> None:
+        if ticket.due[0] + self._grace_s < self._looks_at:
+            self._sooner.set()
 
     async def sample(self, timeout_s: float) -> Mapping[int, Any]:
         """Return what the worker measures of its runs, by number; empty if it does not answer in time."""
         if self._child is None or not self.tickets:
             return {}
-        request, event, answer = next(_numbers), anyio.Event(), dict[int, Any]()
+        request, event, answer = next(_requests), anyio.Event(), dict[int, Any]()
         self._samples[request] = event, answer
         try:
             self._send([[SAMPLE, request]])
@@ -151,17 +191,20 @@ class Link:
     async def serve(self, delay_s: float) -> None:
         """Start the worker after `delay_s` and serve it until it ends; `end` says how it did."""
         await anyio.sleep(delay_s)
+        if self.closing:
+            return
         try:
             child = Child("proplet.agent.worker")
         except OSError as error:
             self.end = f"could not be started: {error}"
             return
         self._child = child
+        self._watch = Watch(child.pid, self._settings.allowance_bytes) if self.own else None
         self.started_at = self._heard_at = time.monotonic()
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._mind)
-                self._send([[SETUP, self._settings.setup]])
+                self._send([[SETUP, self._settings.setup], *self._early])
                 self.given = 0
                 self.give(list(self.tickets.values()))
                 await self._listen(child)
@@ -173,7 +216,7 @@ class Link:
             self.last_errors = child.last_errors()
             await child.aclose()
             self.end = self.end or child.exit_text()
-            self._child = None
+            self._child = self._watch = None
 
     async def _listen(self, child: Child) -> None:
         try:
@@ -196,9 +239,10 @@ class Link:
         elif kind == OUTPUT:
             number, stream, data = content
             if ticket := self.tickets.get(number):
-                ticket.tell(Output(stream, data))
+                ticket.hear(stream, data, keep=self.own)
         elif kind == READY:
             self.ready = True
+            self._begin(list(self.tickets.values()))
         elif kind == SAMPLED:
             request, answer = content
             if waiting := self._samples.get(request):
@@ -213,7 +257,7 @@ class Link:
             raise ValueError(f"unknown kind of report {kind!r}")
 
     async def _mind(self) -> None:
-        """End an idle worker, and one that is stuck."""
+        """End an idle worker, one that is stuck, and one whose guest is to be gone and is not."""
         settings, child = self._settings, self._child
         assert child is not None
         while True:
@@ -222,25 +266,42 @@ class Link:
                 with anyio.move_on_after(settings.idle_s):
                     await self._busy.wait()
                 if not self.tickets:
-                    self.closing = self.was_idle = True
-                    child.kill()
+                    self.retire()
                     return
                 self._heard_at = time.monotonic()
-            await anyio.sleep(_LOOK_S)
+            await self._pause()
             now = time.monotonic()
-            for number, ticket in self.tickets.items():
-                if why := ticket.overdue(now, settings.grace_s):
-                    self.offenders[number] = why
+            self._find_offenders(now)
             silent_s = now - self._heard_at
             if self.offenders or (self.tickets and silent_s > settings.silence_s):
                 self.end = "did not end a guest" if self.offenders else f"did not answer for {silent_s:.0f} s"
                 self.end += " and was killed"
                 self.closing = True
+                if self._watch:
+                    self.measured = self._watch.measured()
                 child.kill()
                 return
             if self.tickets and silent_s > settings.ping_s and now - self._pinged_at > settings.ping_s:
                 self._pinged_at = now
                 self._send([[PING, 0]])
+
+    async def _pause(self) -> None:
+        """Wait until the next look: soon enough for whoever has to be gone first."""
+        now = time.monotonic()
+        pause_s = min(self._watch.pause_s if self._watch else _LOOK_S, self._settings.ping_s)
+        due = min((ticket.due[0] for ticket in self.tickets.values()), default=now) + self._grace_s
+        self._looks_at = min(now + pause_s, max(due, now))
+        self._sooner = anyio.Event()
+        with anyio.move_on_after(self._looks_at - now):
+            await self._sooner.wait()
+
+    def _find_offenders(self, now: float) -> None:
+        for number, ticket in self.tickets.items():
+            due, why = ticket.due
+            if now > due + self._grace_s:
+                self.offenders[number] = why
+            elif self._watch and ticket.begun_at and (excess := self._watch.excess(ticket.job.limits)):
+                self.offenders[number] = excess
 
     def _send(self, messages: list[Any]) -> None:
         """Send at the end of this round of the event loop, all in one call: waking the worker is what costs."""
@@ -272,25 +333,3 @@ class Link:
             return
         finally:
             self._flushing = False
-
-
-def _order(ticket: Ticket) -> Order:
-    job = ticket.job
-    limits: GuestLimits = job.limits
-    return Order(
-        ticket.number,
-        str(job.artefact.path),
-        job.artefact.metered,
-        job.export,
-        list(job.inputs),
-        list(job.argv),
-        dict(job.env),
-        job.stdin,
-        [(grant.host, grant.guest, grant.read_only) for grant in job.permissions.dirs],
-        limits.memory_bytes,
-        limits.cpu_s,
-        limits.wall_s,
-        limits.output_bytes,
-        limits.stack_bytes,
-        limits.fuel,
-    )

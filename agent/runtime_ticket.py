@@ -1,0 +1,106 @@
+"""One job on its way through the runtime: where it is, when it has to be gone, what it has said.
+
+Place in the flow: `runtime` makes tickets, queues and links hand them on, links fill in what happens. Used from the
+event loop only.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleKind, Notice, Outcome, Output, nobody
+from proplet.agent.worker_orders import Order
+
+if TYPE_CHECKING:
+    from proplet.agent.runtime_link import Link
+
+_FOREVER: Final = float("inf")
+_numbers = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One job; `done` is set when `outcome` (or `stale`) is there. `link` is the worker that has it.
+
+    `begun_at` is when a worker that was ready had it, 0 before; `retried` that it lost a worker already.
+    """
+
+    job: Job
+    tell: Callable[[Notice], None] = nobody
+    done: anyio.Event = field(default_factory=anyio.Event)
+    number: int = field(default_factory=lambda: next(_numbers))
+    outcome: Outcome | None = None
+    stale: str | None = None
+    link: "Link | None" = None
+    begun_at: float = 0.0
+    stop_at: float | None = None
+    retried: bool = False
+    said: dict[str, bytearray] = field(default_factory=dict)
+
+    @property
+    def daemon(self) -> bool:
+        """See the job."""
+        return self.job.daemon
+
+    @property
+    def wants_own(self) -> bool:
+        """See the function."""
+        return wants_own(self.job.artefact, self.job.limits)
+
+    @property
+    def due(self) -> tuple[float, str]:
+        """When it has to be gone, and why; never, while no worker has begun with it."""
+        if not self.begun_at:
+            return _FOREVER, ""
+        wall_s = self.job.limits.wall_s
+        wall_at = _FOREVER if wall_s is None else self.begun_at + wall_s
+        if self.stop_at is not None and (stop_at := max(self.stop_at, self.begun_at)) < wall_at:
+            return stop_at, "stopped"
+        return wall_at, "timeout"
+
+    def hear(self, stream: str, data: bytes, *, keep: bool) -> None:
+        """Tell what the guest has printed; `keep` it, up to the limit of output, in case that its worker is ended."""
+        if keep:
+            kept = self.said.setdefault(stream, bytearray())
+            kept += data[: self.job.limits.output_bytes - len(kept)]
+        self.tell(Output(stream, data))
+
+    def leave(self, *, retried: bool) -> None:
+        """It has lost its worker and goes back to a queue."""
+        self.retried |= retried
+        self.link, self.begun_at = None, 0.0
+        self.said.clear()
+
+
+def wants_own(artefact: Artefact, limits: GuestLimits) -> bool:
+    """True if a guest gets a worker of its own.
+
+    Either it can block inside the engine, where only its process's end reaches it; or it is a component that stays.
+    """
+    return artefact.waits or (limits.wall_s is None and artefact.kind is ModuleKind.COMPONENT)
+
+
+def order_of(ticket: Ticket) -> Order:
+    """Return what the worker is told."""
+    job = ticket.job
+    limits, permissions = job.limits, job.permissions
+    return Order(
+        ticket.number,
+        str(job.artefact.path),
+        job.artefact.metered,
+        job.export,
+        list(job.inputs),
+        list(job.argv),
+        dict(job.env),
+        job.stdin,
+        [(grant.host, grant.guest, grant.read_only) for grant in permissions.dirs],
+        limits.memory_bytes,
+        limits.cpu_s,
+        limits.wall_s,
+        limits.output_bytes,
+        limits.stack_bytes,
+        limits.fuel,
+    )
