@@ -63,6 +63,8 @@ def show(value: float, kind: str) -> str:
         return "-0" if math.copysign(1, value) < 0 else "0"
     sign = "-" if value < 0 else ""
     digits, exponent = _split(repr(abs(value)) if kind == "f64" else _shortest_single(abs(value)))
+    if _is_half_above(abs(value), digits, exponent):
+        digits = str(int(digits) + 1)  # Python rounded to the even digit, Rust rounds up
     return sign + _positional(digits, exponent)
 
 
@@ -114,6 +116,13 @@ def _split(text: str) -> tuple[str, int]:
     stripped = digits.lstrip("0")
     exponent -= len(digits) - len(stripped)
     return stripped.rstrip("0"), exponent
+
+
+def _is_half_above(value: float, digits: str, exponent: int) -> bool:
+    """Say whether `value` lies exactly in the middle between `digits` and the next number of as many digits."""
+    numerator, denominator = value.as_integer_ratio()
+    middle, power = 2 * int(digits) + 1, exponent - len(digits)
+    return numerator * 2 * int(10 ** max(-power, 0)) == middle * denominator * int(10 ** max(power, 0))
 
 
 def _positional(digits: str, exponent: int) -> str:

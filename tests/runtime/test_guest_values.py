@@ -105,6 +105,19 @@ def test_a_single_float_is_shown_with_the_digits_that_single_precision_needs(val
     assert show(single(value), "f32") == text
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (1125899906842624.25, "f64", "1125899906842624.3"),
+        (-1125899906842624.75, "f64", "-1125899906842624.8"),
+        (3061734.25, "f32", "3061734.3"),
+        (2097152.25, "f32", "2097152.3"),
+    ],
+)
+def test_a_float_halfway_between_two_texts_is_shown_as_the_larger_one(value: float, kind: str, text: str) -> None:
+    assert show(value, kind) == text
+
+
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_an_integer_survives_the_way_to_text_and_back(value: int) -> None:
     assert parse(show(value, "i64"), "i64") == value
