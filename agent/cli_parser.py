@@ -255,6 +255,11 @@ def _resource_commands(add: Add, server: _Parser) -> None:
     delete.add_argument("--ignore-not-found", action="store_true", help="it is no failure if one is not there")
     task_command("start", "start a task, again if it has finished, or a job that waits")
     task_command("stop", "stop a task or a job")
+    invoke = add("invoke", "cli_invoke:invoke", "call a latent task and print its result", server, namespace)
+    invoke.add_argument("--env", metavar="K=V", action="append", default=[], help="a variable for it; repeatable")
+    invoke.add_argument("--timeout", metavar="TIME", default="30s", help="how long to wait, at most 30s (default: 30s)")
+    invoke.add_argument("name", metavar="NAME", help="the task")
+    invoke.add_argument("args", metavar="ARGS", nargs="*", default=[], help="its inputs, instead of the task's own")
     logs = task_command("logs", "show what a task printed, once it has ended", "the task")
     logs.add_argument("-f", "--follow", action="store_true", help="wait until the task has ended")
     wait = task_command(

@@ -4,13 +4,13 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from proplet.agent.cli import FAILED, NOT_FOUND, UNREACHABLE, USAGE, CliError
+from proplet.agent.cli import FAILED, NOT_FOUND, TIMED_OUT, UNREACHABLE, USAGE, CliError
 from proplet.agent.client import ApiError, Client, NodeUnreachableError, WatchEvent
 from proplet.agent.render import Manifest, at
 
@@ -109,6 +109,18 @@ class Session:
         """Ask for the end of a run."""
         with answered():
             return self._client.stop(name, namespace, kind=kind)
+
+    def invoke(
+        self, namespace: str, name: str, inputs: Sequence[str], env: Mapping[str, str], timeout_s: float
+    ) -> dict[str, Any]:
+        """Call a latent task. Raises CliError, with TIMED_OUT if nobody answered."""
+        try:
+            with answered():
+                return self._client.invoke(name, namespace, inputs=inputs, env=env, timeout_s=timeout_s)
+        except CliError as error:
+            if isinstance(error.__cause__, ApiError) and error.__cause__.status == 504:
+                raise CliError(str(error), TIMED_OUT) from error
+            raise
 
     def logs(self, namespace: str, name: str) -> Entries:
         """Return a task's last output lines."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SOCKET_NAME: Final = f"{NAME}.sock"
 _TIMEOUT_S: Final = 30.0
+_SLOWEST_S: Final = 60.0  # for an answer that a device far away gives
 _WATCH_TIMEOUT_S: Final = 60.0  # four of the node's heartbeats
 _RECONNECT_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
 _MAX_LINE: Final = 64 * 1024 * 1024  # a manifest may carry a module
@@ -161,6 +162,26 @@ class Client:
         """Ask for the end of a task's run, or of a job (`propellerjobs`); return its manifest."""
         return self._json("POST", f"{_path(kind, namespace, name)}/stop")
 
+    def invoke(
+        self,
+        name: str,
+        namespace: str = "default",
+        *,
+        inputs: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+    ) -> dict[str, Any]:
+        """Call a latent task; return ``{results, error, reason, exit_code, usage, proplet_id}`` as far as known.
+
+        Inputs replace those of the task if there are any; `env` adds to its variables. At most 30 seconds.
+
+        Raises:
+            ApiError: it cannot be invoked (409), or nobody answered (504).
+        """
+        wanted = {"inputs": list(inputs), "env": dict(env or {}), "timeout_seconds": timeout_s}
+        body = json.dumps(wanted).encode("utf-8")
+        return self._json("POST", f"{_path('tasks', namespace, name)}/invoke", body, "application/json", _SLOWEST_S)
+
     def logs(self, name: str, namespace: str = "default") -> Sequence[dict[str, Any]]:
         """Return a task's last output: ``{proplet_id, attempt, stream, lines}``, oldest first."""
         items: Sequence[dict[str, Any]] = self._json("GET", f"{_path('tasks', namespace, name)}/logs")["items"]
@@ -196,10 +217,12 @@ class Client:
 
     # --- HTTP ---
 
-    def _json(self, method: str, path: str, body: bytes | None = None, content_type: str = "") -> dict[str, Any]:
+    def _json(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "", timeout_s: float = 0.0
+    ) -> dict[str, Any]:
         import http.client
 
-        connection = self._connection(self._timeout_s)
+        connection = self._connection(timeout_s or self._timeout_s)
         try:
             with self._send(connection, method, path, body, content_type) as response:
                 payload = response.read()

@@ -47,10 +47,10 @@ from proplet.agent.events import (
 )
 from proplet.agent.lifecycle import TERMINAL, State, advance
 from proplet.agent.lifecycle import Event as Life
-from proplet.agent.restarts import BACKOFF_MAX_S, back_off, held, may_repeat, runs_again, word
+from proplet.agent.restarts import BACKOFF_MAX_S, back_off, held, repeats_interrupted, runs_again, word
 from proplet.agent.results import result_of
 from proplet.agent.topics import Route
-from proplet.agent.wire import Reason, RestartPolicy, Start
+from proplet.agent.wire import Reason, Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +339,7 @@ class Core:
                 attempt.state = State.ACCEPTED
             self._attempts.wait(attempt)
             return Step()
-        repeat = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
-        if repeat and may_repeat(attempt):
+        if repeats_interrupted(attempt):
             attempt.state = advance(attempt.state, Life.RETRY)
             attempt.restarts += 1
             attempt.not_before = now

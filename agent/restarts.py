@@ -44,11 +44,17 @@ def runs_again(attempt: Attempt, outcome: Outcome) -> bool:
         return False
     if outcome.reason is Reason.OK:
         return attempt.policy is RestartPolicy.ALWAYS and attempt.start.daemon
-    return outcome.reason in _RETRYABLE and may_repeat(attempt)
+    return outcome.reason in _RETRYABLE and _may_repeat(attempt)
 
 
-def may_repeat(attempt: Attempt) -> bool:
-    """Return whether its backoff limit allows one more; a daemon's counts failures in a row, and only if one is set."""
+def repeats_interrupted(attempt: Attempt) -> bool:
+    """Return whether it runs again after the node was restarted while it ran; a daemon does, unless it may never."""
+    again = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
+    return (again or (attempt.policy is None and attempt.start.daemon)) and _may_repeat(attempt)
+
+
+def _may_repeat(attempt: Attempt) -> bool:
+    """Whether its backoff limit allows one more; a daemon's counts failures in a row, and only if one is set."""
     if not attempt.start.daemon:
         return attempt.restarts < attempt.backoff_limit
     limit = attempt.start.ext.backoff_limit if attempt.start.ext else None

@@ -226,6 +226,27 @@ def schemas() -> dict[str, Schema]:
         "Started": _object({"started": {"const": True}}, "started"),
         "Stopped": _object({"stopped": {"const": True}}, "stopped"),
         "Results": _object({"results": {}}, "results"),
+        "Invocation": _object(
+            {
+                "inputs": {"type": "array", "items": schema_of(scalars.SCALAR, Style.REST)},
+                "env": {"type": "object", "additionalProperties": _TEXT},
+                "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 30},
+            }
+        ),
+        "Invoked": _object({"invoked": {"const": True}, "results": _TEXT}, "invoked", "results"),
+        "InvocationAnswer": _object(
+            {
+                "invoked": _FLAG,
+                "proplet_id": _TEXT,
+                "results": _TEXT,
+                "error": nullable_text,
+                "reason": _TEXT,
+                "exit_code": {"type": "integer"},
+                "usage": {"type": "object"},
+            },
+            "invoked",
+            "results",
+        ),
         **_wire_metrics(),
         "TaskMetricsList": _page("metrics", _ref("TaskMetrics")),
         "PropletMetricsList": _page("metrics", _ref("PropletMetrics")),

@@ -168,7 +168,7 @@ async def metrics(context: Context, request: Request) -> Response:
 
 async def not_implemented(_context: Context, _request: Request) -> Response:
     """Refuse what a later version will do."""
-    raise ProblemError(501, "not_implemented", "this version does not do that: no FL over HTTP and no invocations yet")
+    raise ProblemError(501, "not_implemented", "this version does not do that: there is no FL over HTTP yet")
 
 
 async def _find(context: Context, request: Request) -> Task:
@@ -241,7 +241,6 @@ OPERATIONS = (
         parameters=PAGING,
         errors=(400, 404),
     ),
-    _later("POST", "/tasks/{id}/invoke", "tasks"),
     _later("POST", "/fl/experiments", "fl"),
     _later("GET", "/fl/task", "fl"),
     _later("POST", "/fl/update", "fl"),

@@ -57,11 +57,12 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
     if status.phase not in (Phase.SCHEDULED, Phase.RUNNING):
         return status
     match signal:
-        case Holds(proplet_id, attempt, ended) if attempt in (None, status.attempt):
+        case Holds(proplet_id, attempt) if attempt in (None, status.attempt):
             if (entry := _open_entry(status, proplet_id)) is not None:
-                _contact(task, proplet_id, contacts, world, at).hear(at.mono, world.policy, ended=ended)
-                status = _with(status, {**entry, "phase": Phase.RUNNING.value})
-                return outcome.confirmed(status, at.wall)
+                _contact(task, proplet_id, contacts, world, at).hear(at.mono, world.policy, ended=signal.ended)
+                if signal.confirms:
+                    status = _with(status, {**entry, "phase": Phase.RUNNING.value})
+                    return outcome.confirmed(status, at.wall)
         case Handed(_, attempt) if attempt == status.attempt:
             return outcome.confirmed(status, at.wall)
         case Lacks(proplet_id) if _open_entry(status, proplet_id) is not None:
@@ -127,7 +128,7 @@ def follow(task: Task, contacts: Contacts, world: World, at: Moment) -> Decision
             wake = min(wake, due)
             if command is not None:
                 then.append(command)
-        if not world.tells(proplet_id) and not task.spec.daemon:
+        if not world.tells(proplet_id) and not task.spec.lasts:
             wake = min(wake, contact.since + world.deadline(task))
     return Decision(status if status != task.status else None, tuple(then), wake)
 
@@ -160,7 +161,7 @@ def _given_up(task: Task, proplet_id: str, contact: Contact, world: World, at: M
         return over(phase, Reason.LOST, "it was lost before it answered")
     if contact.sends >= world.policy.max_sends and contact.ask_at <= at.mono:
         return over(Phase.FAILED, Reason.LOST, "it did not confirm the start")
-    if not tells and not task.spec.daemon and at.mono >= contact.since + world.deadline(task):
+    if not tells and not task.spec.lasts and at.mono >= contact.since + world.deadline(task):
         return over(Phase.FAILED, Reason.TIMEOUT, "it sent no result within the deadline")
     return None
 

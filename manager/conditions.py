@@ -74,6 +74,8 @@ def _scheduled(task: Task, status: TaskStatus, before: Mapping[str, Condition]) 
 def _started(status: TaskStatus, proplet_type: str) -> Condition:
     """The reference says it of a Task that has ended, too."""
     message = "Task is running" if proplet_type == "k8s" else "External task is running"
+    if status.phase is Phase.RUNNING and status.message:
+        message = f"{message}: {status.message}"
     return Condition(STARTED, True, "Running", message, status.started_at or status.dispatched_at)
 
 

@@ -7,17 +7,17 @@ brought them acknowledged. After a restart `load` and reconciling every task rea
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, cast
 
 import anyio
 
-from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+from proplet.agent.wire import InvokeResult, LogLines, PropletMetrics, TaskMetrics
 from proplet.manager.announcer import Announcer
 from proplet.manager.book import HOLD_S, Book, goes_on, matters_to_others
 from proplet.manager.bus import BusEvent, Down, Heard, Up
-from proplet.manager.command import stop_of
+from proplet.manager.command import start_of, stop_of
 from proplet.manager.core import UNDER_WAY
 from proplet.manager.errands import Errands, HelloBus
 from proplet.manager.exchange import (
@@ -33,6 +33,7 @@ from proplet.manager.exchange import (
     Signal,
 )
 from proplet.manager.hearing import Hearing, Tell, nothing_to_do
+from proplet.manager.invoking import Invoking
 from proplet.manager.ledger import Ledger
 from proplet.manager.membership import Membership
 from proplet.manager.model import Kind, Task
@@ -100,7 +101,10 @@ class Controller:
         self._roster = Roster(store, self._registry, self._now, self._on_proplet_news, self._announcer)
         self._observed = Observed()
         self._errands = Errands(self._policy)
-        tell = Tell(self._signal, self._unwanted, book.get, book.was_deleted, book.held_by)
+        self._invoking = Invoking(book.get, lambda proplet_id: self.liveness(proplet_id).alive, start_of)
+        tell = Tell(
+            self._signal, self._unwanted, book.get, book.was_deleted, book.held_by, answered=self._invoking.heard
+        )
         self._hearing = Hearing(tell, self._roster, self._observed, clock)
         self._ledger = Ledger(store, book, self._world, self._learn, now=self._now, announcer=self._announcer)
         self._queue = WorkQueue()
@@ -145,6 +149,7 @@ class Controller:
 
     async def run(self, bus: HelloBus) -> None:
         """Work until cancelled. Call `load` before, and `hear` with everything the bus says."""
+        self._invoking.open(bus)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
             tasks.start_soon(self._roster.run)
@@ -200,6 +205,8 @@ class Controller:
             return False
         contact = self._book.contacts(uid).known(signal.proplet_id, task.status.attempt)
         if contact is None or not contact.heard or signal.attempt not in (None, task.status.attempt):
+            return False
+        if signal.note is not None and signal.note != task.status.message:
             return False
         contact.hear(self._monotonic(), self._policy)
         return True
@@ -396,6 +403,10 @@ class Controller:
             self._announcer.task(before, task)
         self._take_over(task)
         return task
+
+    async def invoke(self, uid: str, inputs: Sequence[str], env: Mapping[str, str], timeout_s: float) -> InvokeResult:
+        """Call a latent task; see the port."""
+        return await self._invoking.invoke(uid, inputs, env, timeout_s)
 
     def liveness(self, proplet_id: str) -> Liveness:
         """Return what is known of a proplet; not alive with no history for an unknown one."""

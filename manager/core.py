@@ -112,9 +112,9 @@ def absorb(task: Task, signal: Signal, contacts: Contacts, world: World, at: Mom
         return status
     contact = contact_of(task, status.proplet_id, contacts, world, at)
     match signal:
-        case Holds(proplet_id, attempt, ended) if proplet_id == status.proplet_id and attempt in (None, status.attempt):
-            contact.hear(at.mono, policy, ended=ended)
-            return outcome.confirmed(status, at.wall)
+        case Holds(proplet_id, attempt) if proplet_id == status.proplet_id and attempt in (None, status.attempt):
+            contact.hear(at.mono, policy, ended=signal.ended)
+            return outcome.held(status, signal, at.wall)
         case Handed(proplet_id, attempt) if proplet_id == status.proplet_id and attempt == status.attempt:
             return outcome.confirmed(status, at.wall) if status.phase is Phase.SCHEDULED else status
         case Lacks(proplet_id) if proplet_id == status.proplet_id and status.phase in UNDER_WAY:
@@ -251,7 +251,7 @@ def _held_back(task: Task, world: World, at: Moment) -> Decision | None:
 
 def _send_out(task: Task, status: TaskStatus, world: World, at: Moment) -> Decision:
     """The intent to start it; what lasts for sure is marked before."""
-    if task.spec.daemon and world.policy.finalizers and not deletion.is_marked(task):
+    if task.spec.lasts and world.policy.finalizers and not deletion.is_marked(task):
         return Decision(mark=True)
     return Decision(replace(status, next_run=recurrence.following(task, at)) if task.spec.schedule else status)
 
@@ -289,11 +289,11 @@ def _follow(task: Task, contacts: Contacts, world: World, at: Moment) -> Decisio
     contact = contact_of(task, proplet_id, contacts, world, at)
     if status.stop_requested:
         return _stop(task, contact, policy, at, tells=tells, connected=fleet.connected)
-    if not tells and peer is not None and not task.spec.daemon:
+    if not tells and peer is not None and not task.spec.lasts:
         overdue = _overdue(task, contact, world, at)
         if overdue is not None:
             return overdue
-    wake = math.inf if tells or task.spec.daemon else contact.since + world.deadline(task)
+    wake = math.inf if tells or task.spec.lasts else contact.since + world.deadline(task)
     if not fleet.connected or contact.ask_at > at.mono:
         return Decision(wake=min(wake, contact.ask_at) if fleet.connected else wake)
     if contact.sends >= policy.max_sends:

@@ -47,6 +47,7 @@ TASK_SPEC_RULES: Final = (
         "broadcast or one proplet",
         f"!{is_true('broadcast')} || !has(self.propletSelector) || !{given('propletSelector.propletId')}",
     ),
+    _task("latent or daemon", f"!({is_true('latent')} && {is_true('daemon')})"),
     _task("recurrence has a schedule", f"!{is_true('isRecurring')} || {given('schedule')}"),
     _task("schedule is cron", f"!has(self.schedule) || self.schedule.matches(r'''{CRON}''')"),
     _task(

@@ -39,6 +39,6 @@ def mark(task: Task, policy: Policy, at: Moment) -> tuple[bool | None, float]:
     if not policy.finalizers or is_marked(task) or task.meta.deleted_at:
         return None, math.inf
     due = task.status.dispatched_at + policy.finalize_after_s
-    if at.wall >= due or task.spec.daemon or task.status.dispatched_at - at.wall > _CLOCK_SET_BACK_S:
+    if at.wall >= due or task.spec.lasts or task.status.dispatched_at - at.wall > _CLOCK_SET_BACK_S:
         return True, math.inf
     return None, at.mono + due - at.wall

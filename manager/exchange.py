@@ -53,12 +53,15 @@ class Moment:
 class Holds:
     """A proplet says that it holds an attempt of the task (None: it does not say which).
 
-    `ended`: it has finished it, and its result is on the way.
+    `ended`: it has finished it, and its result is on the way. `confirms`: that means the task runs. `note` says to
+    people why it waits there; None: the proplet does not say.
     """
 
     proplet_id: str
     attempt: int | None = None
     ended: bool = False
+    confirms: bool = True
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ from proplet.manager.observed import Observed
 from proplet.manager.roster import Roster
 
 _SETTLING_S = 2.0
+_RESTING = ("running", "deployed")
+_WAITING = ("waiting", "crash_loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Tell:
     task: Callable[[str], Task | None]
     deleted: Callable[[str], bool]
     held_by: Callable[[str], set[str]]
+    answered: Callable[[InvokeResult], None]
 
 
 def nothing_to_do() -> None:
@@ -77,7 +80,9 @@ class Hearing:
                 self._roster.measured(message)
             case LogLines() if self._tell.task(message.task_id) is not None:
                 self._observed.logs.add(message)
-            case InvokeResult() | _:
+            case InvokeResult():
+                self._tell.answered(message)
+            case _:
                 pass
         done()
 
@@ -104,13 +109,16 @@ class Hearing:
                 self._tell.unwanted(item.id, proplet_id, item.attempt)
             elif task is not None:
                 named.add(item.id)
-                self._tell.signal(item.id, Holds(proplet_id, item.attempt, ended), nothing_to_do)
+                known = Holds(proplet_id, item.attempt, ended, *_standing(task, item.state, item.message))
+                self._tell.signal(item.id, known, nothing_to_do)
         for uid in self._tell.held_by(proplet_id) - named:
             self._tell.signal(uid, Lacks(proplet_id), nothing_to_do)
 
     def _progress(self, progress: Progress) -> None:
-        if progress.attempt is not None:
-            self._confirms(progress.task_id, progress.proplet_id, progress.attempt)
+        task = self._tell.task(progress.task_id)
+        if progress.attempt is not None and task is not None:
+            standing = _standing(task, progress.stage, progress.message)
+            self._confirms(task, Holds(progress.proplet_id, progress.attempt, False, *standing))
 
     def _task_metrics(self, metrics: TaskMetrics) -> None:
         task = self._tell.task(metrics.task_id)
@@ -120,9 +128,18 @@ class Hearing:
         # They name no attempt: only what has begun since the dispatch is of the current one.
         began = self._wall() - metrics.metrics.uptime_seconds
         if began >= task.status.dispatched_at - _SETTLING_S:
-            self._confirms(metrics.task_id, metrics.proplet_id, task.status.attempt)
+            self._confirms(task, Holds(metrics.proplet_id, task.status.attempt))
 
-    def _confirms(self, uid: str, proplet_id: str, attempt: int) -> None:
-        task = self._tell.task(uid)
-        if task is not None and task.status.phase in UNDER_WAY:
-            self._tell.signal(uid, Holds(proplet_id, attempt), nothing_to_do)
+    def _confirms(self, task: Task, holds: Holds) -> None:
+        if task.status.phase in UNDER_WAY:
+            self._tell.signal(task.id, holds, nothing_to_do)
+
+
+def _standing(task: Task, state: str, message: str) -> tuple[bool, str | None]:
+    """Whether a proplet's word for a task's state means that it runs, or lies ready; and why it waits, if that is told.
+
+    A latent task is running once it can be invoked; of any other, what a proplet holds is on its way.
+    """
+    rests = state in _RESTING
+    note = message if state in _WAITING else "" if rests else None
+    return rests or not task.spec.latent, note

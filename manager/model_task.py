@@ -77,6 +77,11 @@ class TaskSpec:
     # Standalone only: `start` was not yet asked for (REST creates tasks that wait for POST .../start).
     held: bool = False
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it goes on until it is stopped: no deadline for its result, and for sure there when it is deleted."""
+        return self.daemon or self.latent
+
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
@@ -99,7 +104,7 @@ class TaskStatus:
     results: str | None = None
     error: str | None = None
     reason: Reason | None = None
-    message: str = ""  # why it is pending, for a person
+    message: str = ""  # why it is pending, or runs again and again, for a person
     exit_code: int | None = None
     resolved_image: str | None = None
     usage: Usage | None = None

@@ -11,7 +11,7 @@ from typing import Final
 from proplet.agent.codec import to_plain
 from proplet.agent.wire import FederatedUpdate, Reason, RestartPolicy, Result
 from proplet.manager import conditions
-from proplet.manager.exchange import Policy
+from proplet.manager.exchange import Holds, Policy
 from proplet.manager.model import Task, TaskStatus
 from proplet.manager.phases import TERMINAL, Happening, Phase, advance
 
@@ -37,11 +37,23 @@ def dispatched(task: Task, proplet_id: str | None, wall: float) -> TaskStatus:
     )
 
 
+def held(status: TaskStatus, word: Holds, wall: float) -> TaskStatus:
+    """A proplet says that it holds the current attempt, and perhaps why it waits there."""
+    status = confirmed(status, wall) if word.confirms else _taken_up(status)
+    return status if word.note is None else replace(status, message=word.note[:_LITTLE])
+
+
+def _taken_up(status: TaskStatus) -> TaskStatus:
+    """One that was taken for lost is there again."""
+    if status.phase is not Phase.PENDING:
+        return status
+    phase = advance(status.phase, Happening.DISPATCHED)
+    return replace(status, phase=phase, failures=max(0, status.failures - 1), not_before=0.0, message="")
+
+
 def confirmed(status: TaskStatus, wall: float) -> TaskStatus:
-    """A proplet holds the current attempt; one that was taken for lost is taken up again."""
-    if status.phase is Phase.PENDING:
-        phase = advance(status.phase, Happening.DISPATCHED)
-        status = replace(status, phase=phase, failures=max(0, status.failures - 1), not_before=0.0, message="")
+    """The current attempt runs, or lies ready; one that was taken for lost is taken up again."""
+    status = _taken_up(status)
     if status.phase is not Phase.SCHEDULED:
         return status
     return replace(status, phase=advance(status.phase, Happening.CONFIRMED), started_at=status.started_at or wall)

@@ -3,12 +3,12 @@
 Optimistic concurrency is in every signature: a write names the version it read, and `ConflictError` means read again.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from proplet.agent.wire import Invoke, LogLines, PropletMetrics, Start, Stop, TaskMetrics
+from proplet.agent.wire import Invoke, InvokeResult, LogLines, PropletMetrics, Start, Stop, TaskMetrics
 from proplet.manager.model import Key, Kind, Resource, Task
 
 
@@ -169,6 +169,16 @@ class Control(Protocol):
         """
         ...
 
+    async def invoke(self, uid: str, inputs: Sequence[str], env: Mapping[str, str], timeout_s: float) -> InvokeResult:
+        """Call a latent task on one of its proplets and return the answer, an error of the guest included.
+
+        Raises:
+            InvocationError: it cannot be invoked as it is now.
+            NoAnswerError: nobody answered in time.
+            BusError: the broker did not take it.
+        """
+        ...
+
     def liveness(self, proplet_id: str) -> Liveness:
         """Return what is known of a proplet; not alive with no history for an unknown one."""
         ...
@@ -196,6 +206,18 @@ class EventSink(Protocol):
 
 class NotRunningError(Exception):
     """The task is not under way, so it cannot be stopped."""
+
+
+class InvocationError(Exception):
+    """The task cannot be invoked as it is now; `reason` is a word for programs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NoAnswerError(Exception):
+    """Nobody answered an invocation in time; it may have run all the same."""
 
 
 Clock = Callable[[], float]

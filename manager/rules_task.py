@@ -100,6 +100,12 @@ TASK_RULES: Final = (
         "cannot be true beside propletSelector.propletId; remove one of the two",
     ),
     _spec(
+        "latent or daemon",
+        "spec.latent",
+        lambda s: s.latent and s.daemon,
+        "cannot be true beside daemon, which runs by itself and not when it is invoked; remove one of the two",
+    ),
+    _spec(
         "recurrence has a schedule",
         "spec.schedule",
         lambda s: s.is_recurring and not s.schedule,
@@ -230,7 +236,6 @@ def frozen_changes(old: Task, new: Task, *, finished_too: bool = True) -> list[s
 # --- what this version does not do yet --------------------------------------------------------------------------------
 
 _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
-    ("latent", lambda s: s.latent),
     ("encrypted", lambda s: s.encrypted),
     ("envSecrets", lambda s: bool(s.env_secrets)),
     ("halStoragePath", lambda s: bool(s.hal_storage_path)),

@@ -1,8 +1,8 @@
 """The controls of whichever controller is at work now, for an HTTP API that outlives it: implements `ports.Control`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+from proplet.agent.wire import InvokeResult, LogLines, PropletMetrics, TaskMetrics
 from proplet.manager.controller import Controller
 from proplet.manager.model import Task
 from proplet.manager.ports import Liveness, StoreUnavailableError
@@ -27,6 +27,10 @@ class Steering:
     async def stop(self, uid: str) -> Task:
         """See `Controller`. Raises StoreUnavailableError: none is at work."""
         return await self._at_work().stop(uid)
+
+    async def invoke(self, uid: str, inputs: Sequence[str], env: Mapping[str, str], timeout_s: float) -> InvokeResult:
+        """See `Controller`. Raises StoreUnavailableError: none is at work."""
+        return await self._at_work().invoke(uid, inputs, env, timeout_s)
 
     def liveness(self, proplet_id: str) -> Liveness:
         """See `Controller`."""

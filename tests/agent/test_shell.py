@@ -80,7 +80,7 @@ class Agent:
 
 
 @asynccontextmanager
-async def open_agent(directory: Path) -> AsyncIterator[Agent]:
+async def open_agent(directory: Path, **settings: Any) -> AsyncIterator[Agent]:
     link = PlayedLink()
     async with (
         open_journal(directory / "journal.db") as journal,
@@ -90,7 +90,7 @@ async def open_agent(directory: Path) -> AsyncIterator[Agent]:
     ):
         presence = Presence(PresenceSettings("me", heartbeat_s=0.05), TOPICS, runtime, Vitals())
         shell = Shell(
-            ShellSettings(),
+            ShellSettings(**settings),
             Core(CoreSettings("me")),
             journal=journal,
             modules=modules,
@@ -126,7 +126,7 @@ async def test_a_stop_in_the_same_breath_as_its_start_leaves_nothing_behind(tmp_
         beats = len(agent.link.all(Route.ALIVE))
         await agent.link.until(lambda: len(agent.link.all(Route.ALIVE)) > beats + 6)
         assert {p.task_id for p in agent.link.all(Route.PROGRESS)} <= {"warm-up"}, "what is no more is reported"
-        assert not agent.shell._artefacts
+        assert not agent.shell._jobs
         assert not agent.shell._cancelled
         assert not agent.shell._preparing
         assert not agent.shell._presence._live

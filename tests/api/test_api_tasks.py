@@ -256,7 +256,6 @@ async def test_a_body_of_another_type_is_refused(node: Node) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", f"/tasks/{UNKNOWN}/invoke"),
         ("POST", "/fl/experiments"),
         ("GET", "/fl/rounds/r/complete"),
     ],

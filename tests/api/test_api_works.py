@@ -102,5 +102,5 @@ async def test_a_job_starts_and_stops_by_name(node: Node) -> None:
 
 
 async def test_what_a_jobs_task_asks_for_that_is_not_supported_is_said_at_once(node: Node) -> None:
-    answer = await apply(node, job().replace("daemon: true", "latent: true"))
-    assert "latent" in answer.json["items"][0]["warning"]
+    answer = await apply(node, job().replace("daemon: true", "encrypted: true"))
+    assert "encrypted" in answer.json["items"][0]["warning"]

@@ -60,7 +60,7 @@ async def test_finished_tasks_beyond_the_limit_are_forgotten(tmp_path: Path) -> 
 
 async def test_a_task_this_version_cannot_run_says_so(tmp_path: Path) -> None:
     async with open_manager(settings(tmp_path)) as manager:
-        spec = TaskSpec(name="add", image_url="r.test/a:1", latent=True)
+        spec = TaskSpec(name="add", image_url="r.test/a:1", encrypted=True)
         await manager.store.create(Task(Meta("add"), spec))
         with anyio.fail_after(5):
             while True:
@@ -69,7 +69,7 @@ async def test_a_task_this_version_cannot_run_says_so(tmp_path: Path) -> None:
                 if task.status.phase is Phase.FAILED:
                     break
                 await anyio.sleep(0.01)
-        assert "latent" in (task.status.error or "")
+        assert "encrypted" in (task.status.error or "")
 
 
 async def test_a_second_manager_on_the_same_store_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Any resource of any kind, with all its fields."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from proplet.agent.wire import (
@@ -143,7 +145,7 @@ task_specs = st.builds(
     priority=st.integers(0, 100),
     metadata=objects,
     held=st.booleans(),
-)
+).map(lambda spec: replace(spec, latent=spec.latent and not spec.daemon))
 conditions = st.lists(st.builds(Condition, word, st.booleans(), text, text, moments), max_size=2).map(tuple)
 broadcast_entries = st.fixed_dictionaries(
     {"proplet_id": word, "phase": st.sampled_from([p.value for p in Phase])},

@@ -54,10 +54,10 @@ def test_a_finished_task_may_change_where_it_is_started_again_by_hand() -> None:
 
 def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
     assert unsupported(NEW) is None
-    assert unsupported(changed(NEW, broadcast=True, daemon=True)) is None
+    assert unsupported(changed(NEW, broadcast=True, latent=True)) is None
     assert unsupported(changed(NEW, file=b"")) == "it has no module: upload one, or set its image URL"
-    told = unsupported(changed(NEW, schedule="* * * * *", depends_on=("a",), latent=True, encrypted=True))
-    assert told == "this version does not support latent, encrypted yet; the task was not started"
+    told = unsupported(changed(NEW, schedule="* * * * *", depends_on=("a",), hal_storage_path="/x", encrypted=True))
+    assert told == "this version does not support encrypted, halStoragePath yet; the task was not started"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
 """Latent tasks on a node: deployed once, invoked many times; one process, a real broker, a real worker."""
 
-from pathlib import Path
-
 import pytest
 import wasmtime
 
 from proplet.agent import wire
-from proplet.agent.topics import Route, Topics
-from tests.node.conftest import agent_config
-from tests.support.mosquitto import CHANNEL, DOMAIN, MANAGER, PROPLET, MosquittoServer
-from tests.support.node import NodeProcess, Peer, open_peer
+from proplet.agent.topics import Route
+from tests.support.mosquitto import PROPLET
+from tests.support.node import NodeProcess, Peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
 

@@ -1,0 +1,156 @@
+"""Invocations through the agent's loop, with its real journal, modules and worker; only the broker is played."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from proplet.agent import wire
+from proplet.agent.invocations import InvocationBounds
+from proplet.agent.mqtt_model import Connected
+from proplet.agent.topics import Route
+from tests.agent.test_shell import Agent, open_agent
+
+pytestmark = pytest.mark.anyio
+
+
+async def deploy(agent: Agent, task_id: str = "f", name: str = "addition", **more: Any) -> None:
+    agent.start(task_id, name, latent=True, **more)
+    await agent.link.until(lambda: [p for p in agent.link.all(Route.PROGRESS) if p.stage == "deployed"])
+
+
+def invoke(agent: Agent, call: str, *inputs: str, task_id: str = "f", **more: Any) -> None:
+    agent.deliver(Route.INVOKE, wire.Invoke(task_id, call, inputs, proplet_id="me", **more))
+
+
+async def answers(agent: Agent, count: int) -> dict[str, wire.InvokeResult]:
+    found = await agent.link.until(lambda: len(agent.link.all(Route.INVOKE_RESULTS)) >= count)
+    assert found
+    return {answer.invocation_id: answer for answer in agent.link.all(Route.INVOKE_RESULTS)}
+
+
+async def test_invocations_run_side_by_side_and_each_is_answered_with_its_own(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+        for n in range(100):
+            invoke(agent, f"i{n}", str(n), "1")
+        found = await answers(agent, 100)
+        assert {call: answer.results for call, answer in found.items()} == {f"i{n}": str(n + 1) for n in range(100)}
+        assert not agent.link.all(Route.RESULTS)
+
+
+async def test_an_invocation_that_is_delivered_twice_runs_once_and_is_answered_twice(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+        invoke(agent, "i1", "1", "2")
+        invoke(agent, "i1", "1", "2")  # while it is open
+        await answers(agent, 1)
+        invoke(agent, "i1", "7", "7")  # a different one under the same name would have another result
+        await answers(agent, 2)
+        assert [answer.results for answer in agent.link.all(Route.INVOKE_RESULTS)] == ["3", "3"]
+        assert agent.link.all(Route.INVOKE_RESULTS)[0] == agent.link.all(Route.INVOKE_RESULTS)[1], "usage included"
+
+
+async def test_an_invocations_environment_lies_over_the_tasks(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent, name="printer", inputs=(), env={"A": "task", "B": "task"})
+        invoke(agent, "i1", env={"B": "call"})
+        answer = (await answers(agent, 1))["i1"]
+        assert answer.error is None
+        assert answer.results
+
+
+async def test_what_arrives_while_the_module_is_prepared_waits_for_it(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        agent.start("f", latent=True)
+        invoke(agent, "i1")
+        assert (await answers(agent, 1))["i1"].results == "42"
+
+
+async def test_what_waits_for_a_module_that_cannot_be_prepared_is_told_why(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        agent.deliver(Route.START, wire.Start("f", "main", image_url="127.0.0.1:1/no/such:1", latent=True))
+        invoke(agent, "i1")
+        answer = (await answers(agent, 1))["i1"]
+        (result,) = await agent.link.until(lambda: agent.link.all(Route.RESULTS))
+        assert answer.error == result.error
+
+
+async def test_a_stop_ends_the_invocations_of_the_task(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent, name="loop", inputs=())
+        for n in range(3):
+            invoke(agent, f"i{n}")
+        await agent.link.until(lambda: len(agent.link.acknowledged) == 4)
+        agent.deliver(Route.STOP, wire.Stop("f"))
+        found = await answers(agent, 3)
+        assert {answer.error for answer in found.values()} == {"Task f was stopped before completion"}
+        invoke(agent, "late")
+        assert "has not been precompiled" in str((await answers(agent, 4))["late"].error)
+
+
+async def test_more_invocations_than_the_bound_are_refused(tmp_path: Path) -> None:
+    async with open_agent(tmp_path, invocations=InvocationBounds(open=2)) as agent:
+        await deploy(agent, name="loop", inputs=())
+        for n in range(3):
+            invoke(agent, f"i{n}")
+        refused = (await answers(agent, 1))["i2"]
+        assert refused.ext is not None
+        assert refused.ext.reason is wire.Reason.OVERLOADED
+        assert "try again later" in str(refused.error)
+
+
+async def test_an_invocations_limits_are_the_tasks(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        terms = wire.StartTerms(attempt=1, topics=("progress",), deadline_s=0.3)
+        await deploy(agent, name="loop", inputs=(), ext=terms)
+        invoke(agent, "i1")
+        answer = (await answers(agent, 1))["i1"]
+        assert answer.ext is not None
+        assert (answer.ext.reason, answer.ext.attempt) == (wire.Reason.TIMEOUT, 1)
+
+
+async def test_a_module_that_was_dropped_from_the_cache_is_prepared_again(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+        for compiled in (tmp_path / "cache").rglob("*.cwasm"):
+            compiled.unlink()
+        invoke(agent, "i1")
+        assert (await answers(agent, 1))["i1"].results == "42"
+
+
+async def test_answers_that_could_not_be_sent_are_sent_when_the_broker_is_back(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(
+            agent, name="loop", inputs=(), ext=wire.StartTerms(attempt=1, topics=("progress",), deadline_s=0.1)
+        )
+        invoke(agent, "i1")
+        agent.link.connected = False
+        with anyio.fail_after(10):
+            while not agent.shell._invocations._unsent:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        agent.link.connected = True
+        agent.shell.put(Connected(session_present=True))
+        assert "i1" in await answers(agent, 1)
+
+
+async def test_nothing_of_an_invocation_is_left_behind_nor_written_down(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+        before = (tmp_path / "journal.db-wal").stat().st_size
+        for n in range(50):
+            invoke(agent, f"i{n}")
+        await answers(agent, 50)
+        assert (tmp_path / "journal.db-wal").stat().st_size == before
+        invocations = agent.shell._invocations
+        assert (invocations._open_count, invocations._open_bytes, len(invocations._open)) == (0, 0, 0)
+        assert not any(deployed.live for deployed in invocations._deployed.values())
+
+
+async def test_a_latent_task_is_prepared_again_after_a_restart_without_anybody_asking(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+    async with open_agent(tmp_path) as agent:
+        agent.deliver(Route.INVOKE, wire.Invoke("f", "i1"))
+        assert (await answers(agent, 1))["i1"].results == "42"
