@@ -42,15 +42,16 @@ from proplet.agent.events import (
     Tick,
     Waits,
 )
+from proplet.agent.grants import Ceiling, GrantError, Grants
 from proplet.agent.invocations import InvocationBounds, Invocations
 from proplet.agent.lifecycle import State
 from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEvent
 from proplet.agent.outbox import Outbox
-from proplet.agent.ports import Artefact, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
+from proplet.agent.ports import Artefact, Job, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
 from proplet.agent.presence import Presence
-from proplet.agent.terms import NodeLimits, job_of, wanted_by
+from proplet.agent.terms import NodeLimits, asked_by, job_of, wanted_by
 from proplet.agent.topics import SHARED, Route, Topics
-from proplet.agent.wire import PullPolicy, Reason
+from proplet.agent.wire import Permissions, PullPolicy, Reason
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class ShellSettings:
     """The node's own terms for tasks."""
 
     limits: NodeLimits = field(default_factory=NodeLimits)
+    permissions: Ceiling = field(default_factory=Ceiling)
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     invocations: InvocationBounds = field(default_factory=InvocationBounds)
 
@@ -95,10 +97,9 @@ class Shell:
         self._presence = presence
         self._clock = clock
         self._inbox: deque[LinkEvent | Event] = deque()
-        self._wake = anyio.Event()
-        self._turned = anyio.Event()
-        self._asked = anyio.Event()
-        self._artefacts: dict[RunKey, Artefact] = {}
+        self._wake, self._turned, self._asked = anyio.Event(), anyio.Event(), anyio.Event()
+        self._jobs: dict[RunKey, Job] = {}
+        self._grants = Grants(settings.permissions)
         self._preparing: dict[RunKey, anyio.CancelScope] = {}
         self._cancelled: set[RunKey] = set()
         self._link: Link
@@ -172,11 +173,10 @@ class Shell:
 
     def _decide(self, event: Event) -> list[Step]:
         step = self._core.handle(event, self._clock())
-        if isinstance(event, ModuleReady) and event.key not in {
-            e.key for e in step.then if isinstance(e, Run | Deploy)
-        }:
+        begun = {e.key for e in step.then if isinstance(e, Run | Deploy)}
+        if isinstance(event, ModuleReady) and event.key not in begun:
             # It was stopped meanwhile and will not run.
-            self._artefacts.pop(event.key, None)
+            self._jobs.pop(event.key, None)
             self._cancelled.discard(event.key)
             self._presence.ended(event.key)
         return self._shortened(step)
@@ -197,10 +197,11 @@ class Shell:
         return wanted_by(effect, self._settings.pull_policy, self._settings.limits)
 
     def _at_hand(self, effect: Prepare) -> Event | None:
-        if (artefact := self._modules.ready(self._wanted(effect))) is None:
+        permissions = self._grants.at_once(asked_by(effect.start))
+        if permissions is None or (artefact := self._modules.ready(self._wanted(effect))) is None:
             return None
         self._presence.began(effect.key, effect.start)
-        return self._prepared(effect, artefact)
+        return self._prepared(effect, artefact, permissions)
 
     async def _carry_out(self, steps: Sequence[Step], deliveries: Sequence[Delivery]) -> None:
         """Durable first, then acknowledged, then done."""
@@ -323,23 +324,26 @@ class Shell:
                 level = logging.WARNING if warning else logging.INFO
                 log.log(level, "task %s: %s", _on_one_line(task_id), _on_one_line(text))
 
-    def _prepared(self, effect: Prepare, artefact: Artefact) -> ModuleReady | ModuleFailed:
-        key = effect.key
-        if effect.start.latent and artefact.serves_http:
+    def _prepared(self, effect: Prepare, artefact: Artefact, permissions: Permissions) -> ModuleReady | ModuleFailed:
+        key, start = effect.key, effect.start
+        if start.latent and artefact.serves_http:
             self._presence.ended(key)
             return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
-        self._artefacts[key] = artefact
+        self._jobs[key] = job_of(
+            key, start, artefact, self._settings.limits, permissions, proplet_id=self._presence.proplet_id
+        )
         return ModuleReady(key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind)
 
     async def _prepare(self, effect: Prepare) -> None:
         key, wanted = effect.key, self._wanted(effect)
         event: Event = RunEnded(key, Outcome(Reason.STOPPED))
         with self._preparing[key]:
-            self._runtime.warm()  # while the module is made ready
             try:
+                permissions = await self._grants.grant(asked_by(effect.start))
+                self._runtime.warm()  # while the module is made ready
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
-                event = self._prepared(effect, artefact)
-            except ModuleError as error:
+                event = self._prepared(effect, artefact, permissions)
+            except (GrantError, ModuleError) as error:
                 event = ModuleFailed(key, error.reason, str(error))
             except StorageError as error:
                 event = ModuleFailed(key, Reason.STORAGE, str(error))
@@ -353,17 +357,13 @@ class Shell:
 
     def _deploy(self, effect: Deploy) -> None:
         key, start = effect.key, effect.start
-        artefact = self._artefacts.pop(key)
         self._presence.ended(key)
         self._tasks.start_soon(self._presence.rests, self._link, key, start, State.DEPLOYED.value)
         wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True))
-        job = job_of(str(key), start, artefact, self._settings.limits, self._presence.proplet_id)
-        self._invocations.deploy(key, job, wanted, start.attempt)
+        self._invocations.deploy(key, self._jobs.pop(key), wanted, start.attempt)
 
     async def _run(self, effect: Run) -> None:
-        key = effect.key
-        artefact = self._artefacts.pop(key)
-        job = job_of(str(key), effect.start, artefact, self._settings.limits, self._presence.proplet_id)
+        key, job = effect.key, self._jobs.pop(effect.key)
         outcome = Outcome(Reason.STOPPED)
         try:
             if key not in self._cancelled:
@@ -380,7 +380,7 @@ class Shell:
         if (scope := self._preparing.get(key)) is not None:
             scope.cancel()
             return
-        if key in self._artefacts:  # its run has not begun; what runs or has ended leaves nothing to remember
+        if key in self._jobs:  # its run has not begun; what runs or has ended leaves nothing to remember
             self._cancelled.add(key)
         self._runtime.stop(str(key))
 

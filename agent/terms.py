@@ -6,9 +6,9 @@ Pure. The grant is never more than the ceiling, whatever is asked.
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from proplet.agent.events import Prepare
+from proplet.agent.events import Prepare, RunKey
 from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleWanted
-from proplet.agent.wire import PullPolicy, Start, StartTerms
+from proplet.agent.wire import Permissions, PullPolicy, Start, StartTerms
 
 _N = TypeVar("_N", int, float)
 _MIB = 1024 * 1024
@@ -47,18 +47,28 @@ def _lower(wanted: _N | None, ceiling: _N | None) -> _N | None:
     return min(wanted, ceiling)
 
 
-def job_of(key: str, start: Start, artefact: Artefact, node: NodeLimits, proplet_id: str) -> Job:
-    """Return the run that a start asks for. The guest's environment is the task's own and `PROPLET_ID`, no more."""
+def job_of(
+    key: RunKey, start: Start, artefact: Artefact, node: NodeLimits, permissions: Permissions, *, proplet_id: str
+) -> Job:
+    """Return the run that a start asks for, with the `permissions` that it was granted: see `grants`.
+
+    The guest's environment is the task's own and `PROPLET_ID`, no more.
+    """
     return Job(
-        key=key,
+        key=str(key),
         artefact=artefact,
         export=start.name,
         inputs=start.inputs,
         argv=start.cli_args,
         env={"PROPLET_ID": proplet_id, **start.env},
         limits=granted(start, node),
-        permissions=(start.ext or StartTerms()).permissions,
+        permissions=permissions,
     )
+
+
+def asked_by(start: Start) -> Permissions:
+    """Return what a start asks to touch on the device."""
+    return (start.ext or StartTerms()).permissions
 
 
 def wanted_by(effect: Prepare, default: PullPolicy, node: NodeLimits) -> ModuleWanted:

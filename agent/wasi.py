@@ -10,10 +10,13 @@ return a trap where the binding's own trampoline would have to raise, and it kee
 threads overwrite for each other. They never raise.
 """
 
+import os
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, Final
 
 from wasmtime import FuncType, Linker, ValType, WasiConfig, WasmtimeError
@@ -86,10 +89,29 @@ def configure(
     config.stderr_custom = outputs[1].write
     for host, guest, read_only in dirs:
         try:
-            config.preopen_dir(host, guest, not read_only)
-        except WasmtimeError as error:
+            with _held(host) as held:
+                config.preopen_dir(held, guest, not read_only)
+        except (OSError, WasmtimeError) as error:
             raise ConfigurationError(f"the directory {host} cannot be opened for the guest: {error}") from error
     return config
+
+
+@contextmanager
+def _held(host: str) -> Iterator[str]:
+    """Yield a path that is the directory `host` itself. No link is followed: the path was allowed as it is.
+
+    Another guest that may write above it could otherwise put a link there between the permission and this moment.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    above = os.open("/", flags)
+    try:
+        for part in PurePath(host).parts[1:]:
+            below = os.open(part, flags, dir_fd=above)
+            os.close(above)
+            above = below
+        yield f"/proc/self/fd/{above}"
+    finally:
+        os.close(above)
 
 
 def clock_origin_ns() -> int:

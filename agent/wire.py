@@ -84,6 +84,7 @@ class Reason(Enum):
     MODULE_UNAVAILABLE = "module_unavailable"
     DIGEST_MISMATCH = "digest_mismatch"
     NOT_SUPPORTED = "not_supported"
+    PERMISSION_DENIED = "permission_denied"
     WORKER_CRASHED = "worker_crashed"
     QUARANTINED = "quarantined"
     OVERLOADED = "overloaded"

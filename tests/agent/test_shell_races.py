@@ -30,7 +30,7 @@ async def test_a_stop_that_meets_the_ready_module_in_one_turn_leaves_nothing_beh
         results = await agent.link.until(lambda: agent.link.all(Route.RESULTS)[1:])
         assert results[0].ext.reason is wire.Reason.STOPPED
         assert not agent.shell._cancelled
-        assert not agent.shell._artefacts
+        assert not agent.shell._jobs
         assert not agent.shell._presence._live
 
 

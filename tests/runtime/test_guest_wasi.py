@@ -163,3 +163,13 @@ async def test_a_directory_that_is_not_there_is_named(node: Any, tmp_path: Path)
     outcome = await node.run("files", "read", permissions=grant)
     assert outcome.reason is Reason.INVALID_ARGUMENTS
     assert "nowhere" in outcome.error
+
+
+async def test_a_granted_directory_that_became_a_link_meanwhile_is_not_opened(node: Any, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "note").write_text("x")
+    (tmp_path / "shared").symlink_to("private")
+    grant = Permissions(dirs=(DirectoryGrant(str(tmp_path / "shared"), "/data"),))
+    outcome = await node.run("files", "read", permissions=grant)
+    assert outcome.reason is Reason.INVALID_ARGUMENTS
+    assert "shared" in outcome.error

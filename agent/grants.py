@@ -1,0 +1,181 @@
+"""What a task may touch on this device: what it asks for, held against what the node's configuration allows.
+
+Place in the flow: the shell asks before a module is fetched; what comes back is all that the guest is given. A task
+gets what it asks for or does not run: a grant that is quietly less would fail later, and where nobody looks.
+
+Directories are compared as they really are, all links followed, and it is that real path which is granted: the worker
+opens it without following a link, so nobody can put one there in between. What the node itself lives from (its state,
+keys, configuration) is never granted, nor what contains it. Looks at the disk; a dead mount can make that slow.
+
+Networks are all or nothing. The engine's binding has no hook in which a guest's addresses could be checked, for HTTP
+(wasi:http) or for sockets; a list of hosts would be a promise that nobody keeps. So both an ask and the node can only
+say ``"*"``, which includes this machine's own services and its neighbours on the network; for sockets also UDP,
+listening and the resolution of names.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from proplet.agent.wire import DirectoryGrant, Permissions, Reason
+
+ANYWHERE: Final = "*"
+# /proc shows every process of this user, the node's environment among it.
+_NEVER: Final = Path("/proc")
+_LOOKS_AT_ONCE: Final = 4
+
+
+class GrantError(Exception):
+    """A task is not given what it asks for; `reason` goes into its result, the message to the person."""
+
+    def __init__(self, message: str, reason: Reason = Reason.PERMISSION_DENIED) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedDirectory:
+    """A directory that tasks may ask for, or any below it. With `always` every task has it, asked or not.
+
+    `guest` is where those see it that did not ask; `where` is the line of the configuration.
+    """
+
+    host: str
+    read_only: bool = True
+    always: bool = False
+    guest: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The most that any task of this node is given: by default nothing.
+
+    `own` are the node's files and directories. `file` is the configuration, for messages that say what to write.
+    """
+
+    dirs: tuple[AllowedDirectory, ...] = ()
+    http: bool = False
+    tcp: bool = False
+    own: tuple[Path, ...] = ()
+    file: str = "the configuration file"
+
+
+class Grants:
+    """Grants under one ceiling, kept off the event loop where the disk has to be looked at."""
+
+    def __init__(self, ceiling: Ceiling) -> None:
+        self._ceiling = ceiling
+        self._always = any(allowed.always for allowed in ceiling.dirs)
+        self._looking = anyio.CapacityLimiter(_LOOKS_AT_ONCE)
+
+    def at_once(self, asked: Permissions) -> Permissions | None:
+        """Return the grant; None if it takes a look at the disk, or is refused: `grant` says why."""
+        with suppress(GrantError):
+            return None if asked.dirs or self._always else grant(asked, self._ceiling)
+        return None
+
+    async def grant(self, asked: Permissions) -> Permissions:
+        """Return the grant. Raises GrantError. Cancelling leaves a thread that waits for a dead disk behind."""
+        if not (asked.dirs or self._always):
+            return grant(asked, self._ceiling)
+        return await anyio.to_thread.run_sync(
+            grant, asked, self._ceiling, abandon_on_cancel=True, limiter=self._looking
+        )
+
+
+def grant(asked: Permissions, ceiling: Ceiling) -> Permissions:
+    """Return what a task that asks for `asked` is given; its directories are real paths, free of links.
+
+    Raises:
+        GrantError: it asks for more than is allowed, or for a directory that is not there.
+    """
+    return Permissions(
+        dirs=tuple(_directories(asked, ceiling)),
+        http=_network("http", "outbound HTTP", asked.http, ceiling, allowed=ceiling.http),
+        tcp=_network("tcp", "sockets", asked.tcp, ceiling, allowed=ceiling.tcp),
+    )
+
+
+def _network(key: str, what: str, asked: tuple[str, ...], ceiling: Ceiling, *, allowed: bool) -> tuple[str, ...]:
+    if not asked:
+        return ()
+    named = [host for host in asked if host != ANYWHERE]
+    if named:
+        raise GrantError(
+            f"it asks for {what} to {', '.join(named)} only (permissions.{key}), but the engine cannot hold a guest to "
+            f'hosts: ask for ["*"], anywhere, or for nothing'
+        )
+    if not allowed:
+        raise GrantError(
+            f"it asks for {what} (permissions.{key}), which agent.permissions.{key} does not allow; to allow it, set "
+            f'{key} = ["*"] in [agent.permissions] of {ceiling.file}'
+        )
+    return (ANYWHERE,)
+
+
+def _directories(asked: Permissions, ceiling: Ceiling) -> Iterator[DirectoryGrant]:
+    places: set[str] = set()
+    for ask in asked.dirs:
+        if _place(ask.guest) in places:
+            raise GrantError(
+                f"it asks for two directories at {ask.guest} of the guest (permissions.dirs): give each a place of "
+                "its own",
+                Reason.INVALID_ARGUMENTS,
+            )
+        places.add(_place(ask.guest))
+        yield _directory(ask, ceiling, "it asks for the directory")
+    for allowed in ceiling.dirs:
+        guest = allowed.guest or allowed.host
+        if allowed.always and _place(guest) not in places:
+            ask = DirectoryGrant(allowed.host, guest, allowed.read_only)
+            yield _directory(ask, ceiling, f"every task is given, by agent.permissions.dirs ({allowed.where}),")
+
+
+def _place(guest: str) -> str:
+    return guest.rstrip("/") or "/"
+
+
+def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGrant:
+    host = ask.host
+    if "\0" in host or not host.startswith("/") or ".." in Path(host).parts:
+        raise GrantError(f"{who} {host!r} (permissions.dirs): the path must be absolute, and without `..`")
+    real = Path(os.path.realpath(host))
+    shown = host if str(real) == os.path.normpath(host) else f"{host} (really {real})"
+    # Whether there is anything is told only to those who may look.
+    covering = [allowed for allowed in ceiling.dirs if real.is_relative_to(os.path.realpath(allowed.host))]
+    if not covering:
+        raise GrantError(
+            f"{who} {host} (permissions.dirs), which agent.permissions.dirs does not allow; to allow it, write in "
+            f'{ceiling.file}: [[agent.permissions.dirs]] host = "{host}"{"" if ask.read_only else " read_only = false"}'
+        )
+    if not ask.read_only and all(allowed.read_only for allowed in covering):
+        raise GrantError(
+            f"{who} {shown} for writing (permissions.dirs), and agent.permissions.dirs ({covering[0].where}) allows "
+            "reading only: ask with readOnly: true, or set read_only = false there"
+        )
+    for own in (_NEVER, *ceiling.own):
+        kept = Path(os.path.realpath(own))
+        if real.is_relative_to(kept) or kept.is_relative_to(real):
+            relation = "belongs to" if real.is_relative_to(kept) else "contains"
+            raise GrantError(
+                f"{who} {shown} (permissions.dirs), but that {relation} {kept}, which the node itself lives from and "
+                "no task is ever given, whatever the configuration allows: keep the tasks' files elsewhere"
+            )
+    _must_be_a_directory(real, f"{who} {shown} (permissions.dirs)")
+    return DirectoryGrant(str(real), ask.guest, ask.read_only)
+
+
+def _must_be_a_directory(real: Path, said: str) -> None:
+    try:
+        if real.is_dir():
+            return
+        why = "is no directory" if real.exists() else "is not there"
+    except OSError as error:
+        why = f"cannot be looked at: {error.strerror}"
+    raise GrantError(f"{said}, but on this node it {why}", Reason.INVALID_ARGUMENTS)
