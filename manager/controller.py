@@ -406,6 +406,8 @@ class Controller:
 
     async def invoke(self, uid: str, inputs: Sequence[str], env: Mapping[str, str], timeout_s: float) -> InvokeResult:
         """Call a latent task; see the port."""
+        if self._book.get(uid) is None:  # it was created a moment ago
+            self._take_over(cast("Task", await self._store.find(Kind.TASK, uid)))
         return await self._invoking.invoke(uid, inputs, env, timeout_s)
 
     def liveness(self, proplet_id: str) -> Liveness:

@@ -173,6 +173,7 @@ class Control(Protocol):
         """Call a latent task on one of its proplets and return the answer, an error of the guest included.
 
         Raises:
+            NotFoundError: there is no such task.
             InvocationError: it cannot be invoked as it is now.
             NoAnswerError: nobody answered in time.
             BusError: the broker did not take it.

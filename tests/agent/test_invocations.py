@@ -54,11 +54,11 @@ async def test_an_invocation_that_is_delivered_twice_runs_once_and_is_answered_t
 
 async def test_an_invocations_environment_lies_over_the_tasks(tmp_path: Path) -> None:
     async with open_agent(tmp_path) as agent:
-        await deploy(agent, name="printer", inputs=(), env={"A": "task", "B": "task"})
+        await deploy(agent, name="echo", inputs=(), env={"A": "task", "B": "task"})
         invoke(agent, "i1", env={"B": "call"})
         answer = (await answers(agent, 1))["i1"]
         assert answer.error is None
-        assert answer.results
+        assert set(answer.results.split("\0")) >= {"A=task", "B=call", "PROPLET_ID=me"}
 
 
 async def test_what_arrives_while_the_module_is_prepared_waits_for_it(tmp_path: Path) -> None:

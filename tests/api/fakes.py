@@ -1,16 +1,24 @@
 """A control behind the port, and a node's API opened for a test."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+from proplet.agent.wire import InvokeResult, LogLines, PropletMetrics, Reason, ResultTerms, TaskMetrics, Usage
 from proplet.manager.api import Api, ApiSettings, open_api
 from proplet.manager.api_routes import NodeState
 from proplet.manager.model import Key, Kind, Resource, Task
 from proplet.manager.phases import Phase
-from proplet.manager.ports import Listing, Liveness, NotRunningError, Store, StoreUnavailableError
+from proplet.manager.ports import (
+    InvocationError,
+    Listing,
+    Liveness,
+    NoAnswerError,
+    NotRunningError,
+    Store,
+    StoreUnavailableError,
+)
 from proplet.manager.store_memory import MemoryStore
 
 TOKEN = "correct-horse-battery-staple"
@@ -33,6 +41,18 @@ class FakeControl:
         task = await self._put(replace(task, spec=replace(task.spec, held=False)))
         status = replace(task.status, phase=Phase.RUNNING, attempt=task.status.attempt + 1, proplet_id="pi-1")
         return await self._record(replace(task, status=status))
+
+    async def invoke(self, uid: str, inputs: Sequence[str], env: Mapping[str, str], timeout_s: float) -> InvokeResult:
+        """Answers with what it was given; inputs that name an error raise it."""
+        task = await self._find(uid)
+        if not task.spec.latent:
+            raise InvocationError("not_latent", f"task {uid} is not latent")
+        if inputs and inputs[0] == "silence":
+            raise NoAnswerError(f"proplet pi-1 did not answer within {timeout_s:g} s")
+        if inputs and inputs[0] == "trap":
+            return InvokeResult(uid, "i", "pi-1", error="it trapped", ext=ResultTerms(1, Reason.TRAP))
+        given = f"{' '.join(inputs)} {dict(env)}"
+        return InvokeResult(uid, "i", "pi-1", given, ext=ResultTerms(1, Reason.OK, usage=Usage(0.5)))
 
     async def stop(self, uid: str) -> Task:
         task = await self._find(uid)

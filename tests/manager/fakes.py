@@ -15,6 +15,7 @@ from proplet.agent.wire import (
     Inventory,
     InventoryItem,
     Invoke,
+    InvokeResult,
     Progress,
     Reason,
     Result,
@@ -75,6 +76,8 @@ class FakeBus:
 
     async def invoke(self, proplet_id: str, command: Invoke) -> None:
         await self._check()
+        for proplet in self._reached(proplet_id):
+            proplet.on_invoke(command)
 
     async def hello(self) -> None:
         await self._check()
@@ -106,6 +109,8 @@ class ScriptedProplet:
     done: dict[tuple[str, int | None], Result] = field(default_factory=dict)
     started: list[Start] = field(default_factory=list)  # runs begun
     stopped: list[Stop] = field(default_factory=list)
+    invoked: list[Invoke] = field(default_factory=list)
+    stage: str = "running"  # what it says of what it holds
     acks: int = 0
     answers: bool = True
 
@@ -141,7 +146,7 @@ class ScriptedProplet:
             self.inventory()
 
     def inventory(self) -> None:
-        self.say(Inventory(self.id, tuple(InventoryItem(uid, a, "running") for uid, a in self.held)))
+        self.say(Inventory(self.id, tuple(InventoryItem(uid, a, self.stage) for uid, a in self.held)))
 
     def on_start(self, start: Start) -> None:
         if not start.broadcast and start.proplet_id not in (None, self.id):
@@ -161,7 +166,19 @@ class ScriptedProplet:
         if self.instant:
             self.finish(start.id)
         elif self.ours:
-            self.say(Progress(self.id, start.id, key[1], "running"))
+            self.say(Progress(self.id, start.id, key[1], self.stage))
+
+    def on_invoke(self, invoke: Invoke) -> None:
+        if not self.answers:
+            return
+        self.invoked.append(invoke)
+        held = next((start for key, start in self.held.items() if key[0] == invoke.id), None)
+        if held is None:
+            error = f"task {invoke.id} has not been precompiled; deploy it as a latent task first"
+            self.say(InvokeResult(invoke.id, invoke.invocation_id, self.id, error=error))
+        else:
+            inputs = invoke.inputs or held.inputs
+            self.say(InvokeResult(invoke.id, invoke.invocation_id, self.id, f"{self.id}: {' '.join(inputs)}"))
 
     def on_stop(self, stop: Stop) -> None:
         self.stopped.append(stop)

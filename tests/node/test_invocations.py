@@ -1,5 +1,6 @@
 """Latent tasks as a person has them: applied, invoked from the command line and over HTTP, kept over a restart."""
 
+import base64
 import json
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from proplet.agent.client import ApiError, Client
 from tests.node.test_jobs_on_a_node import NODE, Hub
 from tests.support.modules import module
-from tests.support.mosquitto import free_port
+from tests.support.mosquitto import free_port, mosquitto_program
 from tests.support.node import NodeProcess
 
 pytestmark = [pytest.mark.mosquitto]
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.mosquitto]
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
+    mosquitto_program()
     with tempfile.TemporaryDirectory(prefix="p-") as name:  # pytest's own may be too long for a socket
         directory = Path(name)
         with NodeProcess(directory, NODE.format(port=free_port())) as node:
@@ -26,8 +28,6 @@ def hub() -> Iterator[Hub]:
 
 
 def latent(hub: Hub, name: str, file: str = "addition", **spec: Any) -> None:
-    import base64
-
     kind = {"apiVersion": "propeller.propeller.abstractmachines.fr/v1", "kind": "Task"}
     given = {"name": "main", "file": base64.b64encode(module(file)).decode(), "latent": True, **spec}
     manifest = {**kind, "metadata": {"name": name}, "spec": given}
