@@ -131,8 +131,6 @@ def give_wasi(guest: Guest) -> None:
         config = wasi.configure(arguments, order.env, order.stdin, order.dirs, (guest.stdout, guest.stderr))
     except wasi.ConfigurationError as error:
         raise GuestError("invalid_arguments", str(error)) from error
-    if order.tcp:
-        host_ffi.allow_network(config)
     run.clock_origin_ns = wasi.clock_origin_ns()
     guest.store.set_wasi(config)
 

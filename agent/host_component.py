@@ -38,6 +38,12 @@ def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
     function = loaded.functions[name]
     guest.command = name.startswith(component_exports.RUN)
     values = [] if guest.command else _arguments(name, function, order.inputs)
+    if order.tcp and loaded.uses_sockets:
+        raise GuestError(
+            "not_supported",
+            "this engine cannot open sockets for a component, though the task may: run it with the wasmtime program "
+            "as the host runtime (-S inherit-network), or without the permission `tcp`",
+        )
     memories = max(loaded.memory_count, 1)
     store.set_limits(
         memory_size=order.memory_bytes // memories,
@@ -79,6 +85,8 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
         return cancelled(guest)
     if "all fuel consumed" in text:
         return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
+    if "too much data is being copied" in text:  # what crosses at once is bounded by the engine, some 100 MiB
+        return GuestError("output_limit", f"'{order.export}' handed over too much data at once")
     if UNDEFINED in text:
         return _forbidden(text.partition(UNDEFINED)[2].partition("`")[0])
     message = " ".join(text.split())
@@ -120,7 +128,7 @@ def _forbidden(name: str) -> GuestError:
         return GuestError(
             "not_supported",
             f"it called {name} without a permission for outbound HTTP: the task has to ask for it with "
-            '`permissions: {http: ["*"]}`, and the node has to allow it',
+            '`permissions: {http: ["*"]}`, and the node has to allow it; the engine knows all hosts or none',
         )
     return GuestError("missing_import", f"it called {name}, which is not provided here")
 

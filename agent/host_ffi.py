@@ -156,12 +156,6 @@ def component_function(function: component.Func) -> Any:
     return function._func
 
 
-def allow_network(config: WasiConfig) -> None:
-    """Let a component reach every address and resolve names."""
-    ffi.wasi_config_inherit_network(config.ptr())
-    ffi.wasi_config_allow_ip_name_lookup(config.ptr(), True)
-
-
 def set_stdin(config: WasiConfig, data: bytes) -> None:
     """Let the guest read `data`, then end of file."""
     vector = ffi.bytes_to_capi(data) if data else ffi.wasm_byte_vec_t()

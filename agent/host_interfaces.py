@@ -3,7 +3,8 @@
 * ``wasi:cli/exit``: the engine's loses the status; ours notes it in the run and ends the guest.
 * ``wasi:http``: linked only where the task may use it, else every call traps (`UNDEFINED` is in its text). The
   engine has no list of allowed hosts: it is all or nothing.
-* ``wasi:sockets`` is always linked; without the grant the engine itself denies every address to the guest.
+* ``wasi:sockets`` is linked, and the engine denies every address to the guest. It has no way to be told otherwise: with
+  version 50 its C interface cannot turn TCP on, whatever ``wasi_config_inherit_network`` says.
 
 Place in the flow: `host_engine` loads components, `host_component` instantiates them with `LoadedComponent.linker`.
 """
@@ -19,6 +20,7 @@ from proplet.agent.wit import Function
 
 UNDEFINED: Final = "unknown import: `"  # the engine's words when something is called that is only defined as a trap
 _HTTP: Final = "wasi:http/"
+_SOCKETS: Final = "wasi:sockets/"
 _EXIT: Final = "wasi:cli/exit@0.2."
 _PACKAGES: Final = ("cli", "clocks", "filesystem", "http", "io", "random", "sockets")
 _PROVIDED: Final = tuple(f"wasi:{package}/" for package in _PACKAGES)
@@ -51,6 +53,11 @@ class LoadedComponent:
     def uses_http(self) -> bool:
         """True if it imports ``wasi:http``."""
         return any(name.startswith(_HTTP) for name in self.imports)
+
+    @property
+    def uses_sockets(self) -> bool:
+        """True if it imports ``wasi:sockets``."""
+        return any(name.startswith(_SOCKETS) for name in self.imports)
 
     def linker(self, *, http: bool) -> Linker:
         """Return what it is given, with outbound HTTP or without."""

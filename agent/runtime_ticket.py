@@ -25,7 +25,8 @@ _numbers = itertools.count(1)
 class Ticket:
     """One job; `done` is set when `outcome` (or `stale`) is there. `link` is the worker that has it.
 
-    `begun_at` is when a worker that was ready had it, 0 before; `retried` that it lost a worker already.
+    `begun_at` is when a worker that was ready had it, 0 before; `suspect` that it may be what ended a
+    worker, and is to run alone.
     """
 
     job: Job
@@ -37,7 +38,7 @@ class Ticket:
     link: "Link | None" = None
     begun_at: float = 0.0
     stop_at: float | None = None
-    retried: bool = False
+    suspect: bool = False
     said: dict[str, bytearray] = field(default_factory=dict)
 
     @property
@@ -68,9 +69,8 @@ class Ticket:
             kept += data[: self.job.limits.output_bytes - len(kept)]
         self.tell(Output(stream, data))
 
-    def leave(self, *, retried: bool) -> None:
-        """It has lost its worker and goes back to a queue."""
-        self.retried |= retried
+    def leave(self) -> None:
+        """It has lost its worker and waits for the next."""
         self.link, self.begun_at = None, 0.0
         self.said.clear()
 
@@ -103,4 +103,7 @@ def order_of(ticket: Ticket) -> Order:
         limits.output_bytes,
         limits.stack_bytes,
         limits.fuel,
+        # The engine knows all hosts or none.
+        http="*" in permissions.http,
+        tcp="*" in permissions.tcp,
     )

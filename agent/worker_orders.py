@@ -34,7 +34,7 @@ class Setup(NamedTuple):
 class Order(NamedTuple):
     """Run one guest. `dirs` are (host path, guest path, read only); None for a time means no limit.
 
-    `http` and `tcp` let a component make requests, and connections, to anywhere.
+    `http` and `tcp`: a component may make requests, and connections, to anywhere.
     """
 
     number: int

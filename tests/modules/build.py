@@ -1,11 +1,14 @@
 """Builds the guest modules beside their sources: ``python tests/modules/build.py``. The results are committed.
 
+Crates (Rust with dependencies) are built with ``--crates`` only: that downloads them, and takes minutes.
 Those in C need clang and wasm-ld (Debian: ``apt-get install clang lld``), those in Rust a rustc with the target
 wasm32-wasip2 (``rustup target add wasm32-wasip2``); without them they are left as they are.
 """
 
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from wasmtime import wat2wasm
@@ -33,3 +36,9 @@ for source in sorted(HERE.glob("*.rs")):
         source.with_suffix(".wasm").chmod(0o644)
     else:
         print(f"{source.name}: not built, there is no rustc with wasm32-wasip2 (rustup target add wasm32-wasip2)")
+for crate in sorted(HERE.glob("*/Cargo.toml")) if "--crates" in sys.argv else ():
+    with tempfile.TemporaryDirectory() as target:
+        build = ["cargo", "build", "--locked", "--release", "--target", "wasm32-wasip2", "--target-dir", target]
+        subprocess.run(build, cwd=crate.parent, check=True)
+        (built,) = (Path(target) / "wasm32-wasip2" / "release").glob("*.wasm")
+        crate.parent.with_suffix(".wasm").write_bytes(built.read_bytes())

@@ -99,3 +99,9 @@ async def test_no_address_can_be_reached_without_the_permission(node: Any) -> No
     with socket.create_server(("127.0.0.1", 0)) as server:
         outcome = await run(node, "connect", f"127.0.0.1:{server.getsockname()[1]}")
         assert "Permission denied" in outcome.results
+
+
+async def test_what_the_engine_cannot_grant_is_refused_rather_than_denied_in_silence(node: Any) -> None:
+    outcome = await run(node, "clock", permissions=Permissions(tcp=("*",)))
+    assert outcome.reason is Reason.NOT_SUPPORTED
+    assert "cannot open sockets" in outcome.error
