@@ -96,13 +96,17 @@ _REASONS: Final = {
 def _compile(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from proplet.agent.builder_sections import COMPONENT_LAYER
     from proplet.agent.cache import CacheError, device_key, publish
+    from proplet.agent.engines import refusal
 
+    if (refused := refusal(fields["engine"])) is not None:
+        raise BuildError("not_supported", f"nothing can be compiled here: {refused}")
     wasm, out = Path(fields["wasm"]), Path(fields["out"])
     tell("verifying", 0, 0)
     data = _read(wasm, fields["module_digest"])
     tell("compiling", 0, len(data))
     known = {"module_digest": fields["module_digest"], "metered": fields["metered"]}
-    code, record = _component(data, known) if data[6:8] == COMPONENT_LAYER else _core(data, known)
+    build = _component if data[6:8] == COMPONENT_LAYER else _core
+    code, record = build(data, known, fields["engine"])
     try:
         publish(out, code, record, device_key(Path(fields["key_dir"])))
     except CacheError as error:
@@ -110,7 +114,7 @@ def _compile(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     return {}
 
 
-def _core(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]:
+def _core(data: bytes, known: dict[str, Any], engine: str) -> tuple[bytearray, "Record"]:
     from wasmtime import Engine, Module, WasmtimeError
 
     from proplet.agent.builder_sections import SectionError, declared
@@ -118,7 +122,7 @@ def _core(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]:
     from proplet.agent.host_engine import configuration
 
     try:
-        module = Module(Engine(configuration(metered=known["metered"])), data)
+        module = Module(Engine(configuration(metered=known["metered"], engine=engine)), data)
         outside = declared(data)
         code = module.serialize()
     except WasmtimeError as error:
@@ -135,7 +139,7 @@ def _core(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]:
     )
 
 
-def _component(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]:
+def _component(data: bytes, known: dict[str, Any], engine: str) -> tuple[bytearray, "Record"]:
     from wasmtime import Engine, WasmtimeError
     from wasmtime.component import Component
 
@@ -145,9 +149,9 @@ def _component(data: bytes, known: dict[str, Any]) -> tuple[bytearray, "Record"]
     from proplet.agent.host_engine import configuration
 
     try:
-        engine = Engine(configuration(metered=known["metered"]))
-        component = Component(engine, data)
-        outside, memories = described(component, engine), memory_count(data)
+        used = Engine(configuration(metered=known["metered"], engine=engine))
+        component = Component(used, data)
+        outside, memories = described(component, used), memory_count(data)
         code = component.serialize()
     except WasmtimeError as error:
         raise _refused(str(error)) from error

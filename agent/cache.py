@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from proplet.agent.engines import CRANELIFT
+
 # The engine's configuration where it decides which modules are accepted and what code comes out; `host_engine` applies
 # it. Off is what is young, rarely needed, or makes limits hard to hold (several memories, those beyond 4 GiB, threads).
 FEATURES: Final = MappingProxyType(
@@ -122,30 +124,31 @@ def device_key(directory: Path) -> bytes:
 
 
 @functools.cache
-def engine_identity() -> str:
-    """What compiled code depends on besides the module: engine version, its configuration, the machine."""
+def engine_identity(engine: str) -> str:
+    """What compiled code depends on besides the module: the engine, its version and configuration, the machine."""
     from importlib.metadata import version
 
-    return json.dumps([_FORM, version("wasmtime"), sorted(FEATURES.items()), platform.machine()])
+    return json.dumps([_FORM, engine, version("wasmtime"), sorted(FEATURES.items()), platform.machine()])
 
 
-def compiled_name(module_digest: str, *, metered: bool) -> str:
-    """Return the file name under which a module's code for this engine and machine is kept."""
-    text = f"{engine_identity()}\n{module_digest}\n{metered}"
+def compiled_name(module_digest: str, *, metered: bool, engine: str = CRANELIFT) -> str:
+    """Return the file name under which a module's code for an engine of `engines` and this machine is kept."""
+    text = f"{engine_identity(engine)}\n{module_digest}\n{metered}"
     return hashlib.sha256(text.encode()).hexdigest()[:40] + ".cwasm"
 
 
 class CompileCache:
     """The directory of compiled modules, kept within a budget of bytes; least recently used ones go first."""
 
-    def __init__(self, directory: Path, budget_bytes: int) -> None:
-        """Use ``directory``/compiled, made on first writing."""
+    def __init__(self, directory: Path, budget_bytes: int, engine: str = CRANELIFT) -> None:
+        """Use ``directory``/compiled, made on first writing; `path` is for that engine."""
         self.directory = directory / "compiled"
         self._budget = budget_bytes
+        self._engine = engine
 
     def path(self, module_digest: str, *, metered: bool) -> Path:
         """Where the compiled module is, or would be."""
-        return self.directory / compiled_name(module_digest, metered=metered)
+        return self.directory / compiled_name(module_digest, metered=metered, engine=self._engine)
 
     def find(self, path: Path) -> Record | None:
         """Return the record of a complete compiled file, or None. Its content is not checked: see `verify`."""

@@ -127,10 +127,18 @@ class AgentTable:
     results: RetentionTable = field(default_factory=RetentionTable)
 
 
+class Engine(Enum):
+    """What guests run on: machine code, or byte code for devices where memory may not become executable."""
+
+    CRANELIFT = "cranelift"
+    PULLEY = "pulley"
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeTable:
     """``[runtime]``: the worker that runs guests. A module that costs it too often is not run for a while."""
 
+    engine: Engine = Engine.CRANELIFT
     max_daemons: int = setting(100, least=0)
     idle_timeout_s: float = setting(60.0, least=1)  # an unused worker is stopped after it
     grace_s: float = setting(5.0, least=0.1)  # how long a guest may take to be gone before its worker is killed

@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 
 from proplet.agent.builder_sections import COMPONENT_LAYER
 from proplet.agent.cache import CompileCache, Record
+from proplet.agent.engines import CRANELIFT
 from proplet.agent.fetch_builders import Builders
 from proplet.agent.ports import (
     Artefact,
@@ -63,6 +64,7 @@ class ModulesSettings:
 
     `store_dir` is an OCI image layout. `key_dir` holds the device's key, as in `runtime.RuntimeSettings`.
     `compile_memory_bytes` caps a builder's data; compiling a 1 MB module takes some 75 MB, an 18 MB one 370 MB.
+    `engine` as in `runtime.RuntimeSettings`.
     """
 
     store_dir: Path
@@ -74,6 +76,7 @@ class ModulesSettings:
     compile_memory_bytes: int = 512 * _MIB
     compile_timeout_s: float = 600.0
     linger_s: float = 5.0
+    engine: str = CRANELIFT
 
 
 @asynccontextmanager
@@ -124,7 +127,7 @@ class StoredModules(Modules):
         self._settings = settings
         self._layout = layout
         self._tasks = tasks
-        self._cache = CompileCache(settings.cache_dir, settings.cache_bytes)
+        self._cache = CompileCache(settings.cache_dir, settings.cache_bytes, settings.engine)
         self._builders = Builders(
             tasks,
             memory_bytes=settings.compile_memory_bytes,
@@ -342,6 +345,7 @@ class StoredModules(Modules):
             "out": str(artefact.path.absolute()),
             "module_digest": artefact.module_digest,
             "metered": artefact.metered,
+            "engine": self._settings.engine,
             "key_dir": str(self._settings.key_dir.absolute()),
         }
 

@@ -16,6 +16,7 @@ from wasmtime.component import Component
 
 from proplet.agent import wasi
 from proplet.agent.cache import FEATURES, Record, RottenError, discard, verify
+from proplet.agent.engines import CRANELIFT, PULLEY
 from proplet.agent.host_interfaces import LoadedComponent, missing
 from proplet.agent.wit import WitError, function_from_json
 
@@ -24,6 +25,8 @@ KIB: Final = 1024
 # with room for our callbacks when a guest calls them from the end of its own.
 STACKS: Final = (64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, 1024 * KIB, 2048 * KIB)
 THREAD_STACK: Final = 4 * 1024 * KIB
+# Byte code for 64 bits, little-endian: what all processors are that the engine is built for.
+_PULLEY_TARGET: Final = "pulley64"
 
 
 class LoadError(Exception):
@@ -34,9 +37,11 @@ class LoadError(Exception):
         self.reason = reason
 
 
-def configuration(*, metered: bool, stack_bytes: int = STACKS[3]) -> Config:
-    """Return the engine configuration of design: nothing that a limit could not hold."""
+def configuration(*, metered: bool, stack_bytes: int = STACKS[3], engine: str = CRANELIFT) -> Config:
+    """Return the engine configuration of design: nothing that a limit could not hold. `engine` is one of `engines`."""
     config = Config()
+    if engine == PULLEY:
+        config.target = _PULLEY_TARGET
     for name, value in FEATURES.items():
         setattr(config, name, value)
     config.consume_fuel = metered
@@ -73,7 +78,8 @@ class Loaded:
 class Library:
     """The loaded modules of this process, least recently used ones dropped beyond a budget of machine code bytes."""
 
-    def __init__(self, key: bytes, budget_bytes: int) -> None:
+    def __init__(self, key: bytes, budget_bytes: int, engine: str = CRANELIFT) -> None:
+        self._engine_name = engine
         self._key = key
         self._budget = budget_bytes
         self._engines: dict[tuple[bool, int], tuple[Engine, Linker]] = {}
@@ -135,7 +141,7 @@ class Library:
     def _engine(self, metered: bool, stack: int) -> tuple[Engine, Linker]:
         made = self._engines.get((metered, stack))
         if made is None:
-            engine = Engine(configuration(metered=metered, stack_bytes=stack))
+            engine = Engine(configuration(metered=metered, stack_bytes=stack, engine=self._engine_name))
             linker = Linker(engine)
             wasi.define(linker)
             made = self._engines[metered, stack] = engine, linker

@@ -66,6 +66,7 @@ def runtime_settings(settings: NodeSettings) -> RuntimeSettings:
         loaded_bytes=settings.runtime.loaded_size_bytes,
         strikes=settings.runtime.quarantine_after,
         quarantine_s=settings.runtime.quarantine_s,
+        engine=settings.runtime.engine.value,
     )
 
 
@@ -97,6 +98,7 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
         cache_bytes=modules.cache_size_bytes,
         compile_memory_bytes=modules.compile_memory_bytes,
         compile_timeout_s=modules.compile_timeout_s,
+        engine=settings.runtime.engine.value,
     )
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from proplet.agent.engines import CRANELIFT
+
 _MIB: Final = 1024 * 1024
 _OWN_WORKER_BYTES: Final = 16 * _MIB  # 11 MB of a worker's memory are private, and it has a guest
 
@@ -28,6 +30,7 @@ class RuntimeSettings:
     a worker that nobody shares. `silence_s`: how long a worker may be deaf while jobs run. `loaded_bytes`: machine code
     kept loaded. `strikes` workers lost by a module quarantine it for `quarantine_s`. `max_own_workers` are for
     components that cannot share one; such a worker may hold `own_allowance_bytes` beyond its guest's memory limit.
+    `engine` is one of `engines`, and the one that `fetch.ModulesSettings` compiles for.
     """
 
     key_dir: Path
@@ -43,3 +46,4 @@ class RuntimeSettings:
     max_own_workers: int = field(default_factory=_default_own_workers)
     own_grace_s: float = 0.2
     own_allowance_bytes: int = 96 * _MIB
+    engine: str = CRANELIFT

@@ -75,13 +75,17 @@ class Worker:
             self._setup(Setup(*content))
 
     def _setup(self, setup: Setup) -> None:
+        from proplet.agent import engines
         from proplet.agent.cache import CacheError, device_key
 
+        if (refused := engines.refusal(setup.engine)) is not None:
+            self._report(FAILED, f"the WebAssembly engine cannot be used here: {refused}")
+            return
         try:
             from proplet.agent.host import Host
             from proplet.agent.host_engine import THREAD_STACK, Library
 
-            self._host = Host(Library(device_key(Path(setup.key_dir)), setup.loaded_bytes))
+            self._host = Host(Library(device_key(Path(setup.key_dir)), setup.loaded_bytes, setup.engine))
         except (ImportError, RuntimeError, OSError, CacheError) as error:
             self._report(FAILED, f"the WebAssembly engine cannot be used here: {error}")
             return

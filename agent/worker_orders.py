@@ -25,10 +25,11 @@ STALE: Final = "stale"
 
 
 class Setup(NamedTuple):
-    """First order: where the device's key is, and how many bytes of machine code stay loaded."""
+    """First order: where the device's key is, how many bytes of compiled code stay loaded, which of `engines` runs."""
 
     key_dir: str
     loaded_bytes: int
+    engine: str
 
 
 class Order(NamedTuple):
