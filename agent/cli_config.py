@@ -6,6 +6,7 @@ from pathlib import Path
 
 from proplet.agent.cli import CONFIG, OK
 from proplet.agent.config import ConfigError, Loaded, read
+from proplet.agent.config_schema import PermissionsTable
 from proplet.agent.config_show import show as lines
 
 
@@ -23,7 +24,23 @@ def check(options: argparse.Namespace) -> int:
     parts = ["agent", *(["broker"] if settings.broker else []), *(["manager"] if settings.manager else [])]
     broker = settings.mqtt.address or "its own broker"
     sys.stdout.write(f"ok: {settings.node.id}: {', '.join(parts)}; MQTT at {broker}; {_files(loaded)}\n")
+    sys.stdout.write(f"tasks may ask for: {_permissions(settings.agent.permissions)}\n")
     return OK
+
+
+def _permissions(given: PermissionsTable) -> str:
+    """Say what the node gives to tasks that ask, and what that means where the words alone mislead."""
+    parts = [
+        f"{allowed.host} ({'reading' if allowed.read_only else 'writing'}{', all have it' if allowed.always else ''})"
+        for allowed in given.dirs
+    ]
+    parts += ["outbound HTTP"] if given.http else []
+    parts += ["sockets"] if given.tcp else []
+    parts += [f"the secrets {', '.join(given.secrets)}"] if given.secrets else []
+    if not parts:
+        return "nothing of this machine ([agent.permissions] has no entries)"
+    anywhere = "; the engine cannot hold a guest to hosts: it reaches any address, this machine's services among them"
+    return ", ".join(parts) + (anywhere if given.http or given.tcp else "")
 
 
 def show(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from proplet.agent.config_check import check
@@ -24,7 +24,7 @@ from proplet.agent.config_files import (
     read_toml,
 )
 from proplet.agent.config_reader import Given, Problem, Reading, Tree, overlay
-from proplet.agent.config_schema import NodeSettings
+from proplet.agent.config_schema import NodeSettings, Source
 from proplet.agent.config_secrets import secrets_layer
 from proplet.agent.systemd import DirectoryError, directories
 
@@ -101,6 +101,7 @@ def read(
     reading = Reading(problems=sources.problems)
     settings = reading.table(NodeSettings, tree)
     assert isinstance(settings, NodeSettings)
+    settings = replace(settings, source=sources.source(reading.origins))
     if not reading.problems:
         reading.problems.extend(check(settings, reading.origins))
     if reading.problems:
@@ -204,6 +205,14 @@ class _Sources:
         self.problems.extend(found.problems)
         self.warnings.extend(found.warnings)
         return overlay(tree, found.settings)
+
+    def source(self, origins: Mapping[str, str]) -> Source:
+        """Return where the settings are from."""
+        try:
+            places = directories(self.environ)
+        except DirectoryError:
+            return Source(tuple(self.files), origins)
+        return Source(tuple(self.files), origins, places.config, places.credentials)
 
     def _machine(self, given: Tree) -> Tree:
         """Return the defaults that depend on the machine and on what was given."""

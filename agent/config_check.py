@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from proplet.agent.config_permissions import check_permissions
 from proplet.agent.config_reader import Problem
 from proplet.agent.config_schema import AgentTable, ApiTable, BrokerTable, KubernetesTable, MqttTable, NodeSettings
 from proplet.agent.mqtt_model import AddressError, parse_address
@@ -28,6 +29,7 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
     yield from _identity(settings)
     yield from _mqtt(settings.mqtt, own_broker=settings.broker is not None)
     yield from _agent(settings.agent)
+    yield from check_permissions(settings)
     if settings.broker is not None:
         yield from _broker(settings.broker)
     if settings.manager is not None:

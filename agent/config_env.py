@@ -5,11 +5,11 @@ Source of the latter: absmach/propeller, worker configuration of both its eras (
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from proplet.agent.config_reader import Given, Problem, Tree, did_you_mean, key_of, overlay, table_of
+from proplet.agent.config_reader import Given, Problem, Tree, did_you_mean, key_of, overlay, settings_of, table_of
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.config_values import parse_bool
 
@@ -50,10 +50,13 @@ WITHOUT_EFFECT = frozenset(
     for name in (
         "INSTANCE_ID MQTT_TIMEOUT MQTT_INFLIGHT MQTT_REQUEST_CHANNEL_CAPACITY HTTP_TLS_CA_CERT "
         "HTTP_TLS_INSECURE_SKIP_VERIFY PULL_CONCURRENT_LIMIT EXTERNAL_WASM_RUNTIME HAL_ENABLED HTTP_ENABLED "
-        "HTTP_PROXY_PORT DIRS KBS_URI AA_CONFIG_PATH LAYER_STORE_PATH USB_ENABLED PLUGIN_DIR METRICS_ENABLED "
+        "HTTP_PROXY_PORT KBS_URI AA_CONFIG_PATH LAYER_STORE_PATH USB_ENABLED PLUGIN_DIR METRICS_ENABLED "
         "METRICS_PORT OTEL_URL TRACE_RATIO"
     ).split()
 )
+
+#: The reference's directories, between colons: every guest has them, at the same path, to read and to write.
+DIRS = "PROPLET_DIRS"
 
 #: Variables that are not settings: where the configuration is, and those of the command line.
 OTHER = frozenset({"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION", "PROPLET_DEBUG", "PROPLET_SOCKET", "PROPLET_TOKEN"})
@@ -79,7 +82,7 @@ class Environment:
 def setting_paths(schema: type = NodeSettings, prefix: str = "") -> Iterator[str]:
     """Yield the dotted path of every setting; a table with free keys is one setting."""
     hints = get_type_hints(schema)
-    for entry in fields(schema):
+    for entry in settings_of(schema):
         path = prefix + key_of(entry.name)
         table = table_of(hints[entry.name])
         if table is not None and Mapping not in _origins(hints[entry.name]):
@@ -113,6 +116,8 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
         path = REFERENCE.get(name) or ours.get(name)
         if path is not None:
             names.setdefault(path, []).append(name)
+        elif name == DIRS:
+            found.settings = overlay(found.settings, leaf("agent.permissions.dirs", _always(text)))
         elif name in SWITCHES:
             _switch(found, name, text)
         elif name in WITHOUT_EFFECT:
@@ -126,9 +131,17 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
         found.settings = overlay(found.settings, layer)
     if unused:
         found.warnings.append(f"known to the reference, without effect here: {', '.join(unused)}")
-    known = [*ours, *REFERENCE, *SWITCHES, *OTHER]
+    known = [*ours, *REFERENCE, *SWITCHES, *OTHER, DIRS]
     found.warnings.extend(f"unknown variable {name}, ignored{did_you_mean(name, known)}" for name in unknown)
     return found
+
+
+def _always(text: str) -> Given:
+    def given(raw: Any) -> Given:
+        return Given(raw, DIRS, base=Path.cwd())
+
+    paths = [part for part in text.split(":") if part]
+    return given([{"host": given(path), "read_only": given(False), "always": given(True)} for path in paths])
 
 
 def _switch(found: Environment, name: str, text: str) -> None:

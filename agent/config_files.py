@@ -17,7 +17,7 @@ from proplet.agent.config_reader import Given, Problem, Tree, did_you_mean, over
 _MAX_BYTES = 1024 * 1024
 _MAX_SECRET_BYTES = 64 * 1024
 _NAME = r"(?:[A-Za-z0-9_-]+|\"[^\"\n]*\"|'[^'\n]*')"
-_HEADER = re.compile(rf"\s*\[\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*\]")
+_HEADER = re.compile(rf"\s*\[(\[?)\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*\]")
 _KEY = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
 
 
@@ -69,10 +69,15 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
     """Return where each key stands. Good enough for messages: text inside multi-line strings may add wrong entries."""
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            table = _split(header[1])
+            table = _split(header[2])
             found.setdefault(table, number)
+            if header[1]:  # one of a list of tables
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, str(counts[table]))
+                found.setdefault(table, number)
         elif key := _KEY.match(line):
             found.setdefault((*table, *_split(key[1])), number)
     return found

@@ -9,7 +9,7 @@ metadata (`setting`).
 import math
 import tomllib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -90,9 +90,14 @@ def key_of(name: str) -> str:
     return name.removesuffix("_s").removesuffix("_bytes")
 
 
+def settings_of(schema: Any) -> Iterator[Field[Any]]:
+    """Yield the fields of a table that can be set; the others are filled in by `proplet.agent.config`."""
+    return (entry for entry in fields(schema) if entry.metadata.get("told", True))
+
+
 def table_of(hint: Any) -> type | None:
-    """Return the dataclass a type hint names, directly or as ``T | None``; None for other types."""
-    return next((part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)), None)
+    """Return the dataclass a type hint names, directly or as ``T | None``; None for other types, such as lists."""
+    return next((part for part in _parts(hint) if isinstance(part, type) and is_dataclass(part)), None)
 
 
 @dataclass(slots=True)
@@ -105,7 +110,7 @@ class Reading:
     def table(self, schema: type, tree: Tree, path: str = "") -> Any:
         """Return an instance of `schema`; a value with a problem is replaced by its default."""
         hints = get_type_hints(schema)
-        known: dict[str, Field[Any]] = {key_of(entry.name): entry for entry in fields(schema)}
+        known: dict[str, Field[Any]] = {key_of(entry.name): entry for entry in settings_of(schema)}
         values: dict[str, Any] = {}
         for key, node in tree.items():
             full = f"{path}.{key}" if path else key
@@ -139,6 +144,8 @@ class Reading:
             return self._mapping(get_args(kind)[1], entry, node, path)
         if isinstance(node, dict):
             raise _WrongError(f"expected {_expected(kind, entry)}, not a table")
+        if get_origin(kind) is tuple and (table := table_of(get_args(kind)[0])) is not None:
+            return self._tables(table, node, path)
         self.origins[path] = node.origin
         # TOML has no null: "none" takes a default limit away.
         if optional and entry.default is not None and kind in (int, float) and node.raw == "none":
@@ -153,6 +160,14 @@ class Reading:
         if not isinstance(node, dict):
             raise _WrongError(f"expected a table, not {_shown(node)}")
         return {key: self._value(kind, entry, below, f'{path}."{key}"') for key, below in node.items()}
+
+    def _tables(self, table: type, node: Given, path: str) -> tuple[Any, ...]:
+        """Return the tables of a list; those of one are ``path[0]`` and so on."""
+        self.origins[path] = node.origin
+        items = _inline_list(node) if node.text else node.raw
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise _WrongError(f"expected a list of tables ([[{path}]]), not {_shown(node)}")
+        return tuple(self.table(table, item, f"{path}[{number}]") for number, item in enumerate(items))
 
 
 class _WrongError(Exception):
@@ -202,7 +217,13 @@ def tree_of(document: Mapping[str, Any], base: Path, origin: Callable[[tuple[str
         table.origin = origin(path) if path else ""
         for key, value in node.items():
             below = (*path, key)
-            table[key] = walk(value, below) if isinstance(value, dict) else Given(value, origin(below), base=base)
+            if isinstance(value, dict):
+                table[key] = walk(value, below)
+                continue
+            raw = value
+            if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+                raw = [walk(item, (*below, str(number))) for number, item in enumerate(value)]
+            table[key] = Given(raw, origin(below), base=base)
         return table
 
     return walk(document, ())
@@ -218,12 +239,22 @@ def _inline(node: Given) -> Tree:
     return tree_of(document["x"], node.base, lambda _: node.origin)
 
 
+def _inline_list(node: Given) -> Any:
+    try:
+        document = tomllib.loads(f"x = {node.raw}")
+    except (ValueError, RecursionError):
+        document = {}
+    if len(document) != 1 or not isinstance(document.get("x"), list):
+        raise _WrongError('expected a list of TOML tables such as [{ host = "/srv" }]')
+    return tree_of(document, node.base, lambda _: node.origin)["x"].raw
+
+
 def _expected(kind: Any, entry: Field[Any]) -> str:
     if isinstance(kind, type) and issubclass(kind, Enum):
         words = [f'"{member.value}"' for member in kind]
         return f"{', '.join(words[:-1])} or {words[-1]}"
     if get_origin(kind) is tuple:
-        return "a list of texts"
+        return "a list of texts" if table_of(get_args(kind)[0]) is None else "a list of tables"
     if kind is float and entry.name.endswith("_s"):
         return 'a duration such as "10s" or a number of seconds'
     if kind is int and entry.name.endswith("_bytes"):

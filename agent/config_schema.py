@@ -114,6 +114,33 @@ class RetentionTable:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryTable:
+    """``[[agent.permissions.dirs]]``: a directory of this device that tasks may ask for, or any below it.
+
+    With `always` every task has it, asked or not, at `guest` or at the same path; so has the reference PROPLET_DIRS.
+    """
+
+    host: Path = Path()
+    guest: str | None = None
+    read_only: bool = True
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionsTable:
+    """``[agent.permissions]``: the most that tasks may ask for; by default nothing.
+
+    `http` and `tcp` are ``["*"]`` or empty: the engine cannot hold a guest to hosts. `secrets` are "name/key" or
+    "name/*" of those in `AgentTable.secrets_dir` and systemd's credentials "name@key".
+    """
+
+    dirs: tuple[DirectoryTable, ...] = ()
+    http: tuple[str, ...] = ()
+    tcp: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentTable:
     """``[agent]``: how much runs at once, how often it reports, what it keeps."""
 
@@ -121,8 +148,10 @@ class AgentTable:
     liveliness_interval_s: float = setting(5.0, least=1)  # the reference takes 10 s of silence for death
     metrics_interval_s: float = setting(10.0, least=1)
     enable_monitoring: bool = True
+    secrets_dir: Path | None = None  # of tasks' secrets: files NAME/KEY, of mode 0600
     limits: DefaultLimitsTable = field(default_factory=DefaultLimitsTable)
     ceilings: LimitsTable = field(default_factory=LimitsTable)
+    permissions: PermissionsTable = field(default_factory=PermissionsTable)
     outbox: OutboxTable = field(default_factory=OutboxTable)
     results: RetentionTable = field(default_factory=RetentionTable)
 
@@ -249,6 +278,16 @@ class KubernetesTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Where the settings are from: the files read, each value's origin by dotted path, and where more may come from."""
+
+    files: tuple[Path, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    config_dir: Path | None = None
+    credentials_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """Everything a node is told: the whole configuration, checked."""
 
@@ -261,3 +300,4 @@ class NodeSettings:
     broker: BrokerTable | None = None
     manager: ManagerTable | None = None
     kubernetes: KubernetesTable | None = None
+    source: Source = field(default_factory=Source, compare=False, repr=False, metadata={"told": False})

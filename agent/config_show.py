@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from proplet.agent.config_reader import Secret, key_of
+from proplet.agent.config_reader import Secret, key_of, settings_of
 from proplet.agent.config_schema import NodeSettings
 
 _UNITS = ((1024**4, "Ti"), (1024**3, "Gi"), (1024**2, "Mi"), (1024, "Ki"))
@@ -19,31 +19,33 @@ def show(settings: NodeSettings, origins: Mapping[str, str]) -> Iterator[str]:
     yield from _table("", settings, origins)
 
 
-def _table(path: str, table: Any, origins: Mapping[str, str]) -> Iterator[str]:
-    below: list[tuple[str, Any]] = []
+def _table(path: str, table: Any, origins: Mapping[str, str], header: str = "") -> Iterator[str]:
+    below: list[tuple[str, Any, str]] = []
     rows = []
-    for entry in fields(table):
+    for entry in settings_of(table):
         key = key_of(entry.name)
         full = f"{path}.{key}" if path else key
         value = getattr(table, entry.name)
         if is_dataclass(value):
-            below.append((full, value))
+            below.append((full, value, f"[{full}]"))
         elif isinstance(value, Mapping):
-            below.extend((f'{full}."{name}"', item) for name, item in value.items())
+            below.extend((f'{full}."{name}"', item, f'[{full}."{name}"]') for name, item in value.items())
+        elif isinstance(value, tuple) and any(map(is_dataclass, value)):
+            below.extend((f"{full}[{number}]", item, f"[[{full}]]") for number, item in enumerate(value))
         elif value is None:
             # A value that was taken away ("none") has an origin; one that was never given has not.
             rows.append((f'{key} = "none"', origins[full]) if full in origins else (f"# {key} is not set", ""))
         else:
             rows.append((f"{key} = {toml_value(value, entry.name)}", origins.get(full, "default")))
-    if path and rows:
-        yield f"[{path}]"
+    if header and rows:
+        yield header
     width = min(48, max((len(text) for text, _ in rows), default=0))
     for text, origin in rows:
         yield f"{text:<{width}}  # {origin}" if origin else text
     if rows:
         yield ""
-    for full, value in below:
-        yield from _table(full, value, origins)
+    for full, value, head in below:
+        yield from _table(full, value, origins, head)
 
 
 def toml_value(value: Any, name: str = "") -> str:

@@ -1,9 +1,11 @@
 """What each part of a node is told: the node's settings turned into every part's own. Pure."""
 
 from proplet.agent import codec
+from proplet.agent.config_permissions import ANYWHERE, own_paths
 from proplet.agent.config_schema import LimitsTable, NodeSettings
 from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
+from proplet.agent.grants import AllowedDirectory, Ceiling
 from proplet.agent.mqtt_model import Will
 from proplet.agent.ports import GuestLimits
 from proplet.agent.presence import PresenceSettings
@@ -113,7 +115,30 @@ def shell_settings(settings: NodeSettings) -> ShellSettings:
         stack_bytes=given.stack_bytes,
         fuel=given.fuel,
     )
-    return ShellSettings(NodeLimits(default, _ceiling(settings.agent.ceilings)))
+    return ShellSettings(NodeLimits(default, _ceiling(settings.agent.ceilings)), ceiling_of(settings))
+
+
+def ceiling_of(settings: NodeSettings) -> Ceiling:
+    """What tasks may ask for."""
+    given, source = settings.agent.permissions, settings.source
+    dirs = tuple(
+        AllowedDirectory(
+            str(allowed.host),
+            read_only=allowed.read_only,
+            always=allowed.always,
+            guest=allowed.guest or "",
+            where=source.origins.get(f"agent.permissions.dirs[{number}].host", "the configuration"),
+        )
+        for number, allowed in enumerate(given.dirs)
+    )
+    usual = (source.config_dir / "proplet.toml",) if source.config_dir else ()
+    return Ceiling(
+        dirs,
+        http=ANYWHERE in given.http,
+        tcp=ANYWHERE in given.tcp,
+        own=own_paths(settings),
+        file=str(next(iter((*source.files, *usual)), "the configuration file")),
+    )
 
 
 def _ceiling(given: LimitsTable) -> GuestLimits:
