@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent import parts
+from proplet.agent import engines, parts
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.core import Core
 from proplet.agent.failures import NodeError, as_node_errors
@@ -254,6 +254,8 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
     kept = OutboxBounds(
         settings.agent.results.count, max_count=bounds.count, max_bytes=bounds.size_bytes, max_age_s=bounds.age_s
     )
+    if (refused := engines.refusal(settings.runtime.engine.value)) is not None:
+        log.error("no task can run: %s", refused)
     topics, about = topics_of(settings), parts.presence_settings(settings)
     mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
     async with (
@@ -261,7 +263,7 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
         open_modules(parts.modules_settings(settings)) as modules,
         open_runtime(parts.runtime_settings(settings), modules) as runtime,
     ):
-        presence = Presence(about, topics, runtime, Vitals())
+        presence = Presence(about, topics, runtime, Vitals(settings.runtime.engine.value))
         shell = Shell(
             parts.shell_settings(settings),
             Core(parts.core_settings(settings)),

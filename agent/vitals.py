@@ -9,13 +9,16 @@ from pathlib import Path
 
 import psutil
 
+from proplet.agent.engines import CRANELIFT
 from proplet.agent.wire import CpuMetrics, MemoryMetrics, Metadata
 
 
 class Vitals:
     """Measures the node: its own process and its children (worker, builder, broker)."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = CRANELIFT) -> None:
+        """Measure for a node whose guests run on `engine`, one of `engines`."""
+        self._engine = engine
         self._process = psutil.Process()
         self._total_memory = psutil.virtual_memory().total
         self._ended_cpu = (0.0, 0.0)  # user and system seconds of children that are no more
@@ -25,7 +28,8 @@ class Vitals:
     def metadata(self, *, collect_system_info: bool = True) -> Metadata:
         """Return the device as it describes itself at discovery; without system information, only its software."""
         software = Metadata(
-            proplet_version=importlib.metadata.version("proplet"), wasm_runtime=f"wasmtime-py {_version('wasmtime')}"
+            proplet_version=importlib.metadata.version("proplet"),
+            wasm_runtime=f"wasmtime-py {_version('wasmtime')} ({self._engine})",
         )
         if not collect_system_info:
             return software
