@@ -35,7 +35,7 @@ def _permissions(given: PermissionsTable) -> str:
         for allowed in given.dirs
     ]
     parts += ["outbound HTTP"] if given.http else []
-    parts += ["sockets"] if given.tcp else []
+    parts += ["sockets (only the wasmtime program as the host runtime opens any)"] if given.tcp else []
     parts += [f"the secrets {', '.join(given.secrets)}"] if given.secrets else []
     if not parts:
         return "nothing of this machine ([agent.permissions] has no entries)"

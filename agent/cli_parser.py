@@ -210,6 +210,7 @@ def _run_command(add: Add) -> None:
         default=[],
         help="a directory for the guest, ::ro for reading only",
     )
+    run.add_argument("--http", action="store_true", help="let it make HTTP requests, to anywhere")
     run.add_argument("--memory", metavar="SIZE", help="how much memory it may have, such as 64Mi")
     run.add_argument("-i", "--stdin", action="store_true", help="give the guest this command's standard input")
     run.add_argument("-q", "--quiet", action="store_true", help="no progress and no cost line")

@@ -19,6 +19,7 @@ from proplet.agent.config import read
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.config_values import parse_duration, parse_size
 from proplet.agent.fetch import open_modules
+from proplet.agent.grants import ANYWHERE
 from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleError, Modules, ModuleWanted, Outcome, StorageError
 from proplet.agent.progress import progress
 from proplet.agent.runtime import open_runtime
@@ -45,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"proplet: warning: {warning}\n")
     data = _local(options.module)
     limits = _limits(options, loaded.settings)
-    permissions = Permissions(dirs=tuple(_grant(text) for text in options.dir))
+    # The person at the terminal grants by themselves; the node's ceiling is for tasks that others send.
+    http = (ANYWHERE,) if options.http else ()
+    permissions = Permissions(dirs=tuple(_grant(text) for text in options.dir), http=http)
     env = dict(_variable(text) for text in options.env)
     stdin = sys.stdin.buffer.read() if options.stdin else b""
 
@@ -169,7 +172,8 @@ def _grant(text: str) -> DirectoryGrant:
         raise CliError(f"--dir {text}: write HOST::GUEST, or HOST::GUEST::ro to forbid writing", USAGE)
     if not Path(host).is_dir():
         raise CliError(f"--dir {text}: {host} is no directory here", USAGE)
-    return DirectoryGrant(str(Path(host).absolute()), guest or host, read_only=mode)
+    # The worker follows no link.
+    return DirectoryGrant(str(Path(host).resolve()), guest or host, read_only=mode)
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -9,8 +9,8 @@ keys, configuration) is never granted, nor what contains it. Looks at the disk; 
 
 Networks are all or nothing. The engine's binding has no hook in which a guest's addresses could be checked, for HTTP
 (wasi:http) or for sockets; a list of hosts would be a promise that nobody keeps. So both an ask and the node can only
-say ``"*"``, which includes this machine's own services and its neighbours on the network; for sockets also UDP,
-listening and the resolution of names.
+say ``"*"``, which includes this machine's own services and its neighbours on the network. Sockets (which only the
+wasmtime program opens for a component, not the engine in a worker) include UDP, listening and the resolution of names.
 """
 
 import os

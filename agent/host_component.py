@@ -126,7 +126,7 @@ def _answer(guest: Guest, value: wave.Value, function: Function) -> str:
 def _forbidden(name: str) -> GuestError:
     if name.startswith("wasi:http/"):
         return GuestError(
-            "not_supported",
+            "permission_denied",
             f"it called {name} without a permission for outbound HTTP: the task has to ask for it with "
             '`permissions: {http: ["*"]}`, and the node has to allow it; the engine knows all hosts or none',
         )

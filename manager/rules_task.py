@@ -239,8 +239,6 @@ _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
     ("encrypted", lambda s: s.encrypted),
     ("envSecrets", lambda s: bool(s.env_secrets)),
     ("halStoragePath", lambda s: bool(s.hal_storage_path)),
-    ("permissions.http", lambda s: bool(s.permissions.http)),
-    ("permissions.tcp", lambda s: bool(s.permissions.tcp)),
     ("components (this file is one; core modules run)", lambda s: s.file[4:8] == _COMPONENT),
 )
 

@@ -7,6 +7,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from tests.cli.command import Done, proplet_now
+from tests.support.modules import module
 from tests.support.registry import ADDITION, PASSWORD, USER, running_registry
 
 ADD = '(func (export "main") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)'
@@ -80,6 +81,19 @@ def test_arguments_variables_and_directories_reach_the_guest(home: Path) -> None
     assert run(home, COUNT.replace("NAME", "environ_sizes_get")).code == 0
     assert run(home, DIRECTORY, options=("--dir", f"{home}::/data")).code == 0
     assert run(home, DIRECTORY).code == 8  # EBADF: there is none
+    (home / "link").symlink_to(".")
+    assert run(home, DIRECTORY, options=("--dir", f"{home}/link::/data::ro")).code == 0
+
+
+def test_a_component_makes_http_requests_only_with_the_flag(home: Path) -> None:
+    requester = home / "requester.wasm"
+    requester.write_bytes(module("component_requester"))
+    refused = proplet_now(home, ["run", "-q", requester, "127.0.0.1:9"])
+    assert refused.code == 1
+    assert "without a permission for outbound HTTP" in refused.err
+    with running_registry(home / "registry") as registry:
+        done = proplet_now(home, ["run", "-q", "--http", requester, registry.address])
+    assert (done.code, done.out) == (0, "200\n")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from proplet.agent.wire import Permissions
 from proplet.manager.model import Meta, PropletSelector, Task, TaskSpec, TaskStatus
 from proplet.manager.phases import Phase
 from proplet.manager.rules import frozen_changes, unsupported
@@ -55,6 +56,7 @@ def test_a_finished_task_may_change_where_it_is_started_again_by_hand() -> None:
 def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
     assert unsupported(NEW) is None
     assert unsupported(changed(NEW, broadcast=True, latent=True)) is None
+    assert unsupported(changed(NEW, permissions=Permissions(http=("*",), tcp=("*",)))) is None
     assert unsupported(changed(NEW, file=b"")) == "it has no module: upload one, or set its image URL"
     told = unsupported(changed(NEW, schedule="* * * * *", depends_on=("a",), hal_storage_path="/x", encrypted=True))
     assert told == "this version does not support encrypted, halStoragePath yet; the task was not started"

@@ -52,7 +52,7 @@ async def test_no_request_is_made_without_it_nor_with_one_for_some_hosts(node: A
     assert (await node.run(REQUESTER, "_start", server, permissions=Permissions(http=("*",)))).results == "200\nhello"
     for hosts in ((), (server,), ("127.0.0.1",)):
         outcome = await node.run(REQUESTER, "_start", server, permissions=Permissions(http=hosts))
-        assert outcome.reason is Reason.NOT_SUPPORTED
+        assert outcome.reason is Reason.PERMISSION_DENIED
         assert 'permissions: {http: ["*"]}' in outcome.error
     assert Hello.asked == 1
 
