@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from proplet.agent.engines import CRANELIFT
 from proplet.agent.fetch import ModulesSettings, StoredModules, open_modules
 from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleWanted, Outcome, Sample
 from proplet.agent.runtime import RuntimeSettings, WorkerRuntime, open_runtime
@@ -48,10 +49,11 @@ class Node:
 
 @asynccontextmanager
 async def open_node(directory: Path, **settings: Any) -> AsyncIterator[Node]:
-    """A node whose store, cache and key are in `directory`; `settings` are the runtime's."""
+    """A node whose store, cache and key are in `directory`; `settings` are the runtime's, `engine` also the modules'."""
+    engine = settings.get("engine", CRANELIFT)
     async with AsyncExitStack() as stack:
         modules = await stack.enter_async_context(
-            open_modules(ModulesSettings(directory / "store", directory / "cache", directory / "key"))
+            open_modules(ModulesSettings(directory / "store", directory / "cache", directory / "key", engine=engine))
         )
         runtime = await stack.enter_async_context(open_runtime(RuntimeSettings(directory / "key", **settings), modules))
         yield Node(modules, runtime)
