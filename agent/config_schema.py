@@ -165,15 +165,24 @@ class Engine(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeTable:
-    """``[runtime]``: the worker that runs guests. A module that costs it too often is not run for a while."""
+    """``[runtime]``: the workers that run guests. A module that costs one too often is not run for a while.
+
+    Components that can block inside the engine get a worker of their own: at most `max_own_workers`, with 0 as many as
+    fit into an eighth of the machine's memory, 16 at the most.
+    """
 
     engine: Engine = Engine.CRANELIFT
     max_daemons: int = setting(100, least=0)
+    max_latent: int = setting(100, least=0)
+    max_invocations: int = setting(256, least=1)  # open at once; more are refused
     idle_timeout_s: float = setting(60.0, least=1)  # an unused worker is stopped after it
     grace_s: float = setting(5.0, least=0.1)  # how long a guest may take to be gone before its worker is killed
     loaded_size_bytes: int = setting(64 * MIB, least=MIB)  # machine code kept loaded
     quarantine_after: int = setting(3, least=1)
     quarantine_s: float = setting(600.0, least=0)
+    max_own_workers: int = setting(0, least=0)
+    own_grace_s: float = setting(0.2, least=0.01)  # `grace_s`, for a worker that nobody shares
+    own_allowance_bytes: int = setting(96 * MIB, least=32 * MIB)  # its memory beyond its guest's limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from proplet.agent.config_schema import LimitsTable, NodeSettings
 from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
+from proplet.agent.invocations import InvocationBounds
 from proplet.agent.mqtt_model import Will
 from proplet.agent.ports import GuestLimits
 from proplet.agent.presence import PresenceSettings
 from proplet.agent.runtime import RuntimeSettings
+from proplet.agent.runtime_settings import default_own_workers
 from proplet.agent.shell import ShellSettings
 from proplet.agent.terms import NodeLimits
 from proplet.agent.topics import Route, Topics
@@ -37,6 +39,7 @@ def core_settings(settings: NodeSettings) -> CoreSettings:
         settings.node.id,
         max_active=running + WORKER_QUEUE,
         max_daemons=settings.runtime.max_daemons,
+        max_latent=settings.runtime.max_latent,
         known_attempts=settings.agent.results.count,
     )
 
@@ -69,6 +72,9 @@ def runtime_settings(settings: NodeSettings) -> RuntimeSettings:
         strikes=settings.runtime.quarantine_after,
         quarantine_s=settings.runtime.quarantine_s,
         engine=settings.runtime.engine.value,
+        max_own_workers=settings.runtime.max_own_workers or default_own_workers(),
+        own_grace_s=settings.runtime.own_grace_s,
+        own_allowance_bytes=settings.runtime.own_allowance_bytes,
     )
 
 
@@ -115,7 +121,11 @@ def shell_settings(settings: NodeSettings) -> ShellSettings:
         stack_bytes=given.stack_bytes,
         fuel=given.fuel,
     )
-    return ShellSettings(NodeLimits(default, _ceiling(settings.agent.ceilings)), ceiling_of(settings))
+    return ShellSettings(
+        NodeLimits(default, _ceiling(settings.agent.ceilings)),
+        ceiling_of(settings),
+        invocations=InvocationBounds(open=settings.runtime.max_invocations),
+    )
 
 
 def ceiling_of(settings: NodeSettings) -> Ceiling:

@@ -7,9 +7,10 @@ waits, who is tried again and who is to blame:
   first served; jobs without a wall limit (daemons) count apart. Components that can block inside the engine, and those
   that stay, get a worker of their own, see `runtime_own`.
 * A worker that dies with one job is that job's doing. With several, nobody knows whose: each is run once more, alone in
-  a worker of its own, where only its own doing can end it. A guest that takes no heed of its end (stuck in a call that
-  nothing can interrupt) costs its worker; the guest gets its timeout, its neighbours run again. In a worker of its own
-  that is nobody's loss and no misdeed.
+  a worker of its own, where only its own doing can end it. Daemons, who would keep those workers, are run again in two
+  halves, and in halves of these should one of them lose its worker, too.
+* A guest that takes no heed of its end (stuck in a call that nothing can interrupt) costs its worker; the guest gets
+  its timeout, its neighbours run again. In a worker of its own that is nobody's loss and no misdeed.
 * Three such deeds and a module is quarantined for a while. A worker comes back at once the first time, then later
   and later.
 
@@ -31,14 +32,11 @@ from proplet.agent.ports import (
     Artefact,
     GuestLimits,
     Job,
-    ModuleError,
     Modules,
-    ModuleWanted,
     Notice,
     Outcome,
     Runtime,
     Sample,
-    StorageError,
     nobody,
 )
 from proplet.agent.runtime_link import Link, LinkSettings
@@ -54,6 +52,7 @@ from proplet.agent.runtime_outcome import (
 from proplet.agent.runtime_own import OwnWorkers
 from proplet.agent.runtime_quarantine import Quarantine
 from proplet.agent.runtime_settings import RuntimeSettings
+from proplet.agent.runtime_stale import made_again
 from proplet.agent.runtime_ticket import Ticket, wants_own
 from proplet.agent.wire import Reason
 from proplet.agent.worker_orders import STALE, Report, Setup
@@ -66,6 +65,7 @@ _FAILED_STARTS: Final = 3
 _SETTLED_S: Final = 10.0  # a worker that lived this long has no part in the next one's backoff
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
 _STALE_TRIES: Final = 3
+_MOST_SHARED: Final = 8  # among a hundred daemons, so many are needed to find the one that ends its worker
 _SAMPLE_TIMEOUT_S: Final = 1.0
 
 
@@ -137,6 +137,11 @@ class WorkerRuntime(Runtime):
         else:
             self._open_shared().load(artefact, limits)
 
+    def worker_of(self, key: str) -> int | None:
+        """The process id of the worker that has a job, for measuring it."""
+        ticket = self._by_key.get(key)
+        return ticket.link.pid if ticket and ticket.link else None
+
     @property
     def worker_pids(self) -> list[int]:
         """The process ids of the live workers, for measuring them."""
@@ -151,7 +156,7 @@ class WorkerRuntime(Runtime):
         stale = "compiled without fuel counting" if job.limits.fuel is not None and not job.artefact.metered else None
         for _ in range(_STALE_TRIES):
             if stale is not None:
-                made = await self._made_again(job)
+                made = await made_again(self._modules, job)
                 if isinstance(made, Outcome):
                     return made
                 job = replace(job, artefact=replace(made, image_digest=job.artefact.image_digest))
@@ -162,21 +167,6 @@ class WorkerRuntime(Runtime):
                 return ticket.outcome
             stale = ticket.stale
         return Outcome(Reason.INTERNAL, error=f"the compiled module cannot be used: {stale}")
-
-    async def _made_again(self, job: Job) -> Artefact | Outcome:
-        """The job's module compiled anew, or for fuel counting, from the bytes in the store."""
-        artefact = job.artefact
-        if self._modules is None:
-            return Outcome(Reason.INTERNAL, error="the compiled module cannot be used as it is: start the task again")
-        wanted = ModuleWanted(
-            module_digest=artefact.module_digest, metered=artefact.metered or job.limits.fuel is not None
-        )
-        try:
-            return await self._modules.prepare(wanted, lambda _stage: None)
-        except ModuleError as error:
-            return Outcome(error.reason, error=str(error))
-        except StorageError as error:
-            return Outcome(Reason.STORAGE, error=str(error))
 
     def stop(self, key: str) -> None:
         """End a run soon; see the port."""
@@ -303,6 +293,7 @@ class WorkerRuntime(Runtime):
             self._start_failed(link, tickets)
             return
         alone = link.own or len(tickets) == 1
+        daemons, innocent = [], []
         for ticket in tickets:
             if ended_by_us:
                 self._end(ticket, ended_with_its_worker(ticket, Reason(link.offenders[ticket.number]), link.measured))
@@ -312,13 +303,44 @@ class WorkerRuntime(Runtime):
                 self._end(ticket, Outcome(Reason(why), error=f"{text} ({why})", memory_note=SHARED_NOTE))
             elif ticket.stop_at is not None:
                 self._end(ticket, stopped())
-            elif not ticket.retried and (link.offenders or not alone):
-                ticket.leave(retried=True)
-                self._own.add(ticket)
-            else:
+            elif link.offenders:
+                innocent.append(ticket)
+            elif alone:
                 self._quarantine.strike(ticket.job.artefact.module_digest)
                 error = f"the worker that ran it {past(link.end)}"
                 self._end(ticket, Outcome(Reason.WORKER_CRASHED, error=error, memory_note=LOST_NOTE))
+            elif ticket.daemon:
+                daemons.append(ticket)
+            else:
+                ticket.suspect = True
+                self._wait_again(ticket)
+        self._part(daemons)
+        for ticket in reversed(innocent):
+            self._wait_again(ticket)
+
+    def _part(self, daemons: list[Ticket]) -> None:
+        """Run daemons of a lost worker again, half of them apart: the culprit is alone after a few such deeds.
+
+        They cannot be tried alone as others are: they stay, and each would keep a worker.
+        """
+        parted = sum(not link.own for link in self._links) < _MOST_SHARED
+        middle = (len(daemons) + 1) // 2 if parted else 0
+        for part in (daemons[:middle], daemons[middle:]):
+            if not part:
+                continue
+            for ticket in part:
+                ticket.leave()
+            self._running_daemons += len(part)
+            link = self._open_shared() if part[-1] is daemons[-1] and len(daemons) > 1 else self._open_link(own=False)
+            link.give(part)
+
+    def _wait_again(self, ticket: Ticket) -> None:
+        """Put a job first in its queue."""
+        ticket.leave()
+        if ticket.suspect or ticket.wants_own:
+            self._own.add(ticket, first=True)
+        else:
+            (self._waiting_daemons if ticket.daemon else self._waiting).appendleft(ticket)
 
     def _mourn(self, link: Link, tickets: list[Ticket]) -> None:
         """Say in the log how a worker ended, and let the next shared one wait if this one's life was short."""
@@ -338,11 +360,7 @@ class WorkerRuntime(Runtime):
                 error = link.refusal or f"the worker cannot be started: it {past(link.end)}"
                 self._end(ticket, Outcome(Reason.INTERNAL, error=error))
             else:
-                ticket.leave(retried=False)
-                if link.own:
-                    self._own.add(ticket, first=True)
-                else:
-                    (self._waiting_daemons if ticket.daemon else self._waiting).appendleft(ticket)
+                self._wait_again(ticket)
 
     def _release(self, ticket: Ticket) -> None:
         if ticket.link is None:

@@ -43,7 +43,7 @@ class OwnWorkers:
 
     def add(self, ticket: Ticket, *, first: bool = False) -> bool:
         """Let a job wait for a worker; `first` if it has waited before. True if it will get one at once."""
-        lane = self._suspects if ticket.retried else self._daemons if ticket.daemon else self._short
+        lane = self._suspects if ticket.suspect else self._daemons if ticket.daemon else self._short
         lane.waiting.appendleft(ticket) if first else lane.waiting.append(ticket)
         self.dispatch()
         return ticket.link is not None

@@ -15,8 +15,8 @@ def _default_running() -> int:
     return max(4, 2 * (os.cpu_count() or 1))
 
 
-def _default_own_workers() -> int:
-    """As many as fit into an eighth of this machine's memory: 4 in 512 MB, 8 in 1 GB, and never more than 16."""
+def default_own_workers() -> int:
+    """Return how many fit into an eighth of this machine's memory: 4 in 512 MB, 8 in 1 GB, never more than 16."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(2, min(16, round(memory / 8 / _OWN_WORKER_BYTES)))
 
@@ -43,7 +43,7 @@ class RuntimeSettings:
     loaded_bytes: int = 64 * _MIB
     strikes: int = 3
     quarantine_s: float = 600.0
-    max_own_workers: int = field(default_factory=_default_own_workers)
+    max_own_workers: int = field(default_factory=default_own_workers)
     own_grace_s: float = 0.2
     own_allowance_bytes: int = 96 * _MIB
     engine: str = CRANELIFT

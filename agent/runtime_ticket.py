@@ -62,12 +62,12 @@ class Ticket:
             return stop_at, "stopped"
         return wall_at, "timeout"
 
-    def hear(self, stream: str, data: bytes, *, keep: bool) -> None:
+    def hear(self, output: Output, *, keep: bool) -> None:
         """Tell what the guest has printed; `keep` it, up to the limit of output, in case that its worker is ended."""
         if keep:
-            kept = self.said.setdefault(stream, bytearray())
-            kept += data[: self.job.limits.output_bytes - len(kept)]
-        self.tell(Output(stream, data))
+            kept = self.said.setdefault(output.stream, bytearray())
+            kept += output.data[: self.job.limits.output_bytes - len(kept)]
+        self.tell(output)
 
     def leave(self) -> None:
         """It has lost its worker and waits for the next."""

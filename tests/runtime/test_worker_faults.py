@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,30 @@ async def test_a_guest_that_loses_its_second_worker_too_fails(node: Any) -> None
 
     outcomes = await _meanwhile(node, ["loop", "loop"], twice)
     assert {outcome.reason for outcome in outcomes} == {Reason.WORKER_CRASHED}
+
+
+async def test_daemons_that_lose_their_worker_all_run_again_in_few_workers(node: Any) -> None:
+    keys = [f"daemon-{number}" for number in range(10)]
+    async with _daemons(node, keys) as outcomes:
+        _kill(node, signal.SIGKILL)
+        await node.running(*keys)
+        assert len(node.runtime.worker_pids) == 2
+        assert outcomes == {}
+
+
+async def test_of_many_daemons_the_one_that_ends_its_worker_is_found(warm_directory: Path) -> None:
+    keys = [f"daemon-{number}" for number in range(10)]
+    async with open_node(warm_directory, strikes=1) as node, _daemons(node, keys) as outcomes:
+        for _ in range(8):  # its worker ends whenever it runs
+            if "daemon-6" in outcomes:
+                break
+            worker = node.runtime.worker_of("daemon-6")
+            os.kill(worker, signal.SIGKILL)
+            while node.runtime.worker_of("daemon-6") == worker:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            await node.running(*(set(keys) - outcomes.keys()))
+        assert {key: outcome.reason for key, outcome in outcomes.items()} == {"daemon-6": Reason.WORKER_CRASHED}
+        assert (await node.run("sleeper", "_start")).reason is Reason.QUARANTINED
 
 
 async def test_a_stopped_process_is_noticed_and_its_guest_gets_its_timeout(node: Any) -> None:
@@ -182,6 +208,23 @@ async def test_an_agent_that_is_killed_leaves_no_worker_and_no_builder(tmp_path:
     with anyio.fail_after(5):
         for pid in children:
             await _gone(pid)
+
+
+@asynccontextmanager
+async def _daemons(node: Any, keys: list[str]) -> AsyncIterator[dict[str, Outcome]]:
+    """Run sleeping daemons meanwhile, and stop them; those that have ended."""
+    outcomes: dict[str, Outcome] = {}
+
+    async def run(key: str) -> None:
+        outcomes[key] = await node.run("sleeper", "_start", key=key, wall_s=None)
+
+    async with anyio.create_task_group() as tasks:
+        for key in keys:
+            tasks.start_soon(run, key)
+        await node.running(*keys)
+        yield outcomes
+        for key in keys:
+            node.runtime.stop(key)
 
 
 async def _meanwhile(
