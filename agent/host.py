@@ -20,6 +20,7 @@ from proplet.agent.cache import RottenError
 from proplet.agent.host_call import Guest, GuestError, enter, explain
 from proplet.agent.host_engine import Library, Loaded, LoadError
 from proplet.agent.host_interfaces import LoadedComponent
+from proplet.agent.host_output import Capture, Talk, Teller
 from proplet.agent.host_watch import STOPPED, Run, Watch, note_memory
 from proplet.agent.worker_orders import STALE, Order, Report
 
@@ -27,8 +28,9 @@ from proplet.agent.worker_orders import STALE, Order, Report
 class Host:
     """Runs guests with modules from `library`; safe to use from many threads."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, teller: Teller) -> None:
         self._library = library
+        self._teller = teller
         self._watch = Watch(library.tick)
         self._runs: dict[int, Run | None] = {}
         self._stopped: set[int] = set()
@@ -85,17 +87,19 @@ class Host:
             if order.number in self._stopped:
                 run.cancel(STOPPED)
             self._runs[order.number] = run
+        talk = self._teller.listen(order.number, order.output_bytes, daemon=order.wall_s is None)
         self._watch.add(run)
         wasi.enter(run)
         try:
-            return _run(order, loaded, run)
+            return _run(order, loaded, run, talk)
         finally:
             wasi.enter(None)
             self._watch.remove(run)
+            talk.end()
 
 
-def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run) -> Report:
-    stdout, stderr = wasi.Capture(order.output_bytes), wasi.Capture(order.output_bytes)
+def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run, talk: Talk) -> Report:
+    stdout, stderr = talk.stdout, talk.stderr
     guest = Guest(order, run, Store(loaded.engine), stdout, stderr)
     failure: GuestError | None = None
     results: str | None = ""
@@ -125,7 +129,7 @@ def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run) -> Report:
     )
 
 
-def _with_dropped(stdout: wasi.Capture, stderr: wasi.Capture) -> bytes:
+def _with_dropped(stdout: Capture, stderr: Capture) -> bytes:
     """Standard error, and after it what was cut off, if anything."""
     notes = [
         f"[proplet: {capture.dropped} bytes of {name} above the output limit were dropped]\n"

@@ -11,6 +11,7 @@ from wasmtime import ExitTrap, Store, Trap, TrapCode
 
 from proplet.agent import host_ffi, wasi
 from proplet.agent.host_engine import Loaded, Signature
+from proplet.agent.host_output import Capture
 from proplet.agent.host_values import ArgumentError, parse_all, show
 from proplet.agent.host_watch import Run, note_memory, obey_ticks
 from proplet.agent.worker_orders import Order
@@ -43,8 +44,8 @@ class Guest:
     order: Order
     run: Run
     store: Store
-    stdout: wasi.Capture
-    stderr: wasi.Capture
+    stdout: Capture
+    stderr: Capture
     command: bool = False
 
 

@@ -163,10 +163,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a live run has printed since it was last told; `stream` is stdout or stderr."""
+    """What a live run has printed since it was last told; `stream` is stdout or stderr.
+
+    `lost` lines and bytes were printed after that and are not told: they were too many.
+    """
 
     stream: str
     data: bytes
+    lost: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent.ports import Artefact, GuestLimits
+from proplet.agent.ports import Artefact, GuestLimits, Output
 from proplet.agent.runtime_ticket import Ticket, order_of
 from proplet.agent.runtime_watch import Measured, Watch
 from proplet.agent.worker_child import Child, ChildGoneError
@@ -237,9 +237,9 @@ class Link:
         if kind == DONE:
             self._on_report(self, Report(*content))
         elif kind == OUTPUT:
-            number, stream, data = content
+            number, stream, data, lines, size = content
             if ticket := self.tickets.get(number):
-                ticket.hear(stream, data, keep=self.own)
+                ticket.hear(Output(stream, data, (lines, size)), keep=self.own)
         elif kind == READY:
             self.ready = True
             self._begin(list(self.tickets.values()))

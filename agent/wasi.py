@@ -22,6 +22,7 @@ from typing import Any, Final
 from wasmtime import FuncType, Linker, ValType, WasiConfig, WasmtimeError
 
 from proplet.agent import host_ffi
+from proplet.agent.host_output import Capture
 from proplet.agent.host_watch import Run
 
 MODULE: Final = "wasi_snapshot_preview1"
@@ -37,26 +38,6 @@ _SLICE_S: Final = 10.0  # a wait for the wall clock looks at it again that often
 _HANGUP = 1
 
 _current = threading.local()
-
-
-class Capture:
-    """One output stream of a guest, kept up to `limit` bytes; `dropped` counts the rest. Called on engine threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._kept = bytearray()
-        self._limit = limit
-        self.dropped = 0
-
-    def write(self, data: bytes) -> int:
-        """Take `data`; the guest is told that all of it was written."""
-        room = self._limit - len(self._kept)
-        self._kept += data[:room]
-        self.dropped += max(0, len(data) - room)
-        return len(data)
-
-    def value(self) -> bytes:
-        """What was kept."""
-        return bytes(self._kept)
 
 
 class ConfigurationError(ValueError):

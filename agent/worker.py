@@ -22,6 +22,7 @@ from proplet.agent.worker_orders import (
     DONE,
     FAILED,
     LOAD,
+    OUTPUT,
     PING,
     PONG,
     READY,
@@ -84,8 +85,12 @@ class Worker:
         try:
             from proplet.agent.host import Host
             from proplet.agent.host_engine import THREAD_STACK, Library
+            from proplet.agent.host_output import Teller
+            from proplet.agent.task_logs import LogLimits
 
-            self._host = Host(Library(device_key(Path(setup.key_dir)), setup.loaded_bytes, setup.engine))
+            limits = LogLimits(setup.log_rate_bytes, setup.log_burst_bytes)
+            teller = Teller(limits, lambda content: self._report(OUTPUT, content), lambda: bool(self._outgoing))
+            self._host = Host(Library(device_key(Path(setup.key_dir)), setup.loaded_bytes, setup.engine), teller)
         except (ImportError, RuntimeError, OSError, CacheError) as error:
             self._report(FAILED, f"the WebAssembly engine cannot be used here: {error}")
             return

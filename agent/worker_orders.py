@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 # Orders: [kind, fields of the tuple]. STOP carries a run's number, PING and SAMPLE a number to answer with, LOAD the
 # path of a module that may be run soon, whether it is metered, and the stack bytes.
 SETUP, RUN, STOP, PING, SAMPLE, LOAD = range(6)
-# Reports likewise. OUTPUT carries a run's number, the stream's name and the bytes it printed since it was last told.
+# Reports likewise. OUTPUT carries a run's number, the name of the stream, the bytes it printed since it was last told,
+# and how many lines and bytes after these were too much to tell.
 READY, DONE, PONG, SAMPLED, FAILED, OUTPUT = range(6)
 
 # Requests to a builder: [kind, fields]. Its answers: [STAGE, name, done, total] any number of times, then
@@ -25,11 +26,16 @@ STALE: Final = "stale"
 
 
 class Setup(NamedTuple):
-    """First order: where the device's key is, how many bytes of compiled code stay loaded, which of `engines` runs."""
+    """First order: where the device's key is, how many bytes of compiled code stay loaded, which of `engines` runs.
+
+    The last two are `task_logs.LogLimits`.
+    """
 
     key_dir: str
     loaded_bytes: int
     engine: str
+    log_rate_bytes: int = 64 * 1024
+    log_burst_bytes: int = 256 * 1024
 
 
 class Order(NamedTuple):
