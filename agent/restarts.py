@@ -29,6 +29,7 @@ _RETRYABLE: Final = frozenset(
         Reason.WORKER_CRASHED,
         Reason.MODULE_UNAVAILABLE,
         Reason.STORAGE,
+        Reason.PORT_TAKEN,
         Reason.INTERNAL,
     }
 )

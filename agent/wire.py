@@ -88,6 +88,7 @@ class Reason(Enum):
     WORKER_CRASHED = "worker_crashed"
     QUARANTINED = "quarantined"
     OVERLOADED = "overloaded"
+    PORT_TAKEN = "port_taken"
     STORAGE = "storage"
     INTERNAL = "internal"
     LOST = "lost"
