@@ -81,6 +81,7 @@ def build() -> argparse.ArgumentParser:
     _node_commands(add)
     _manager_command(add)
     _run_command(add)
+    _image_commands(add)
     _resource_commands(add, server)
     crds = add("crds", "cli_crds:crds", "print the custom resource definitions, for kubectl apply -f -")
     crds.add_argument(
@@ -220,6 +221,18 @@ def _run_command(add: Add) -> None:
         "args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments; everything from here is the guest's"
     )
     arguments.required = False  # argparse thinks otherwise, and would ask for them
+
+
+def _image_commands(add: Add) -> None:
+    image = add("image", "", "look at modules and images")
+    actions = image.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    summary = "show what a module can ask for, what it exports, and how it would be run"
+    inspect = actions.add_parser("inspect", help=summary, description=summary)
+    inspect.set_defaults(target="cli_image:inspect")
+    inspect.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print it")
+    inspect.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    _config_option(inspect)
+    inspect.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image, pulled if it is not here")
 
 
 def _resource_commands(add: Add, server: _Parser) -> None:

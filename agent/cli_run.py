@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     loaded = read(Path(options.config) if options.config else None)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
-    data = _local(options.module)
+    data = local_module(options.module)
     limits = _limits(options, loaded.settings)
     # The person at the terminal grants by themselves; the node's ceiling is for tasks that others send.
     http = (ANYWHERE,) if options.http else ()
@@ -76,9 +76,9 @@ async def _run(
 ) -> int:
     began = time.monotonic()
     try:
-        _own_directory(settings.node.state_dir)
+        own_directory(settings.node.state_dir)
         async with open_modules(parts.modules_settings(settings)) as modules:
-            artefact = await _prepared(modules, options, data)
+            artefact = await prepared(modules, options, data)
             work = job(artefact)
             async with open_runtime(parts.runtime_settings(settings), modules) as runtime:
                 outcome = await runtime.run(work)
@@ -93,7 +93,8 @@ async def _run(
     return status_of(outcome)
 
 
-async def _prepared(modules: Modules, options: argparse.Namespace, data: bytes | None) -> Artefact:
+async def prepared(modules: Modules, options: argparse.Namespace, data: bytes | None) -> Artefact:
+    """Return the module that the command line names: `data`, or an image; with progress for who waits."""
     digest = await modules.keep(data) if data is not None else None
     wanted = ModuleWanted(module_digest=digest, image_url="" if digest else options.module)
     with progress(quiet=options.quiet) as told:
@@ -135,7 +136,7 @@ def _print(outcome: Outcome) -> None:
         sys.stdout.write(f"{outcome.results}\n")
 
 
-def _local(name: str) -> bytes | None:
+def local_module(name: str) -> bytes | None:
     """Return a local module's bytes; None when `name` is an image."""
     path = Path(name)
     if path.suffix == ".wat":
@@ -183,7 +184,8 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _own_directory(path: Path) -> None:
+def own_directory(path: Path) -> None:
+    """Make the state directory, readable for its owner only. Raises StorageError."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

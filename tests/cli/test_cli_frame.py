@@ -172,7 +172,18 @@ def test_bash_completes_kinds_and_files(home: Path) -> None:
 def test_config_check_says_what_the_node_would_be(home: Path) -> None:
     code, out, err = proplet_now(home, ["config", "check"], PROPLET_NODE_ID="pi-1")
     assert (code, err) == (0, "")
-    assert out == "ok: pi-1: agent, broker, manager; MQTT at its own broker; no configuration file\n"
+    assert out.splitlines() == [
+        "ok: pi-1: agent, broker, manager; MQTT at its own broker; no configuration file",
+        "tasks may ask for: nothing of this machine ([agent.permissions] has no entries)",
+    ]
+
+
+def test_config_check_says_what_tasks_may_ask_for_and_what_that_means(home: Path) -> None:
+    path = home / "p.toml"
+    path.write_text('[broker]\n[agent.permissions]\nhttp = ["*"]\n[[agent.permissions.dirs]]\nhost = "/srv/data"\n')
+    code, out, err = proplet_now(home, ["config", "check", "--config", path])
+    assert (code, err) == (0, "")
+    assert "tasks may ask for: /srv/data (reading), outbound HTTP; the engine cannot hold a guest to hosts" in out
 
 
 def test_config_check_lists_every_problem_and_ends_with_78(home: Path) -> None:

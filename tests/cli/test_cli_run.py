@@ -85,6 +85,7 @@ def test_arguments_variables_and_directories_reach_the_guest(home: Path) -> None
     assert run(home, DIRECTORY, options=("--dir", f"{home}/link::/data::ro")).code == 0
 
 
+@pytest.mark.registry
 def test_a_component_makes_http_requests_only_with_the_flag(home: Path) -> None:
     requester = home / "requester.wasm"
     requester.write_bytes(module("component_requester"))
