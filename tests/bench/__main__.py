@@ -16,7 +16,10 @@ from pathlib import Path
 from tests.bench import machine
 from tests.bench.rows import Plan, Row, table
 
-GROUPS = ("agent", "flash", "oci", "command", "idle", "growth", "manager", "controller", "fleet", "kubernetes")
+GROUPS = (
+    *("agent", "runtime", "flash", "oci", "command", "idle", "growth"),
+    *("manager", "controller", "fleet", "kubernetes"),
+)
 
 
 def main() -> int:

