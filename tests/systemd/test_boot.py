@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +205,19 @@ def test_no_system_call_outside_of_the_filter_is_made(machine: Machine) -> None:
     machine.run("systemctl", "stop", "proplet")
     assert machine.show("proplet")["Result"] == "success"
     assert "SYS" not in re.findall(r"status=\d+/(\w+)", machine.journal("--unit", "proplet"))
+    drop_in(machine, "[Service]\n")
+
+
+def test_the_service_runs_where_memory_must_not_become_executable(machine: Machine) -> None:
+    hardened = (Path(__file__).parent.parent.parent / "systemd" / "no-executable-memory.conf").read_text()
+    drop_in(machine, hardened)
+    assert run_task(machine, "interpreted")["results"] == "42"
+    assert "(pulley)" in machine.run(PROPLET, "get", "proplets", "-o", "json")
+    drop_in(machine, hardened.replace("Environment=", "#"))
+    machine.run(PROPLET, "apply", "-f", "-", stdin=ADDITION.format(name="native"))
+    machine.run(PROPLET, "wait", "native", "--timeout", "30s", check=False)
+    assert 'set engine = \\"pulley\\"' in machine.run(PROPLET, "get", "task", "native", "-o", "json")
+    assert "no task can run: memory may not be made executable" in machine.journal("--unit", "proplet")
     drop_in(machine, "[Service]\n")
 
 
