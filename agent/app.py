@@ -30,6 +30,7 @@ from proplet.agent.link_parts import link_settings, topics_of
 from proplet.agent.mqtt import open_link
 from proplet.agent.ports import Link, StorageError
 from proplet.agent.presence import Presence
+from proplet.agent.program_runtime import open_programs
 from proplet.agent.runtime import open_runtime
 from proplet.agent.shell import Shell
 from proplet.agent.vitals import Vitals, machine_is_supported
@@ -261,7 +262,8 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
     async with (
         open_journal(settings.node.state_dir / "journal.db", kept) as journal,
         open_modules(parts.modules_settings(settings)) as modules,
-        open_runtime(parts.runtime_settings(settings), modules) as runtime,
+        open_runtime(parts.runtime_settings(settings), modules) as workers,
+        open_programs(parts.program_settings(settings), workers, settings.agent.max_running) as runtime,
     ):
         presence = Presence(about, topics, runtime, Vitals(settings.runtime.engine.value))
         shell = Shell(

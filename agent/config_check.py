@@ -7,7 +7,15 @@ from pathlib import Path
 
 from proplet.agent.config_permissions import check_permissions
 from proplet.agent.config_reader import Problem
-from proplet.agent.config_schema import AgentTable, ApiTable, BrokerTable, KubernetesTable, MqttTable, NodeSettings
+from proplet.agent.config_schema import (
+    AgentTable,
+    ApiTable,
+    BrokerTable,
+    HttpTable,
+    KubernetesTable,
+    MqttTable,
+    NodeSettings,
+)
 from proplet.agent.mqtt_model import AddressError, parse_address
 
 # unix(7): sun_path holds 108 bytes, the last of them zero.
@@ -30,6 +38,7 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
     yield from _mqtt(settings.mqtt, own_broker=settings.broker is not None)
     yield from _agent(settings.agent)
     yield from check_permissions(settings)
+    yield from _http(settings.runtime.http)
     if settings.broker is not None:
         yield from _broker(settings.broker)
     if settings.manager is not None:
@@ -103,6 +112,15 @@ def _agent(agent: AgentTable) -> Iterator[tuple[str, str]]:
                 f"agent.ceilings.{name}",
                 f"is below agent.limits.{name}, what a task gets by default: lower that, too",
             )
+
+
+def _http(http: HttpTable) -> Iterator[tuple[str, str]]:
+    try:
+        ipaddress.ip_address(http.host)
+    except ValueError:
+        yield "runtime.http.host", f'"{http.host}" is no IP address; 127.0.0.1 is this machine only, 0.0.0.0 everyone'
+    if http.last_port is not None and http.last_port < http.first_port:
+        yield "runtime.http.last_port", f"is below first_port, {http.first_port}"
 
 
 def _broker(broker: BrokerTable) -> Iterator[tuple[str, str]]:

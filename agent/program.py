@@ -91,6 +91,9 @@ class Programs:
     # --- serving --------------------------------------------------------------------------------------------------
 
     async def _serve(self, live: Live) -> Outcome:
+        if not self._settings.serves:
+            text = "it serves HTTP, which [runtime.http] enabled (PROPLET_HTTP_ENABLED) does not allow on this node"
+            return Outcome(Reason.PERMISSION_DENIED, error=text)
         serving = sum(other.job.artefact.serves_http for other in self._live.values())
         if serving > self._settings.max_services:
             text = f"{serving - 1} tasks serve HTTP here already, which is [runtime.http] max_services: stop one"
@@ -113,7 +116,7 @@ class Programs:
             outcome = await self._serve_on(live, host, port)
             if outcome.reason is not Reason.PORT_TAKEN:
                 return outcome
-        text = f"no port from {allowed.first} to {allowed.last} is free on {host}: [runtime.http] ports"
+        text = f"no port from {allowed.first} to {allowed.last} is free on {host}: [runtime.http] first_port, last_port"
         return Outcome(Reason.PORT_TAKEN, error=text)
 
     async def _serve_on(self, live: Live, host: ports.Host, port: int) -> Outcome:

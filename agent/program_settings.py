@@ -23,6 +23,7 @@ class ProgramSettings:
 
     program: str | None = None
     runs_all: bool = False
+    serves: bool = True
     cache_dir: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
     terms: Terms = field(default_factory=Terms)

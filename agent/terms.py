@@ -26,11 +26,11 @@ class NodeLimits:
     )
 
 
-def granted(start: Start, node: NodeLimits) -> GuestLimits:
-    """Return the limits `start` runs under. A daemon has no CPU or wall limit unless it asks for one."""
+def granted(start: Start, node: NodeLimits, *, serves: bool = False) -> GuestLimits:
+    """Return the limits `start` runs under. What stays, or `serves`, has no limit of time unless it asks."""
     ext = start.ext or StartTerms()
     asked, default, ceiling = ext.limits, node.default, node.ceiling
-    daemon = start.daemon
+    daemon = start.daemon or serves
     return GuestLimits(
         memory_bytes=min(asked.memory_bytes or default.memory_bytes, ceiling.memory_bytes),
         cpu_s=_lower(asked.cpu_s or (None if daemon else default.cpu_s), ceiling.cpu_s),
@@ -61,7 +61,7 @@ def job_of(
         inputs=start.inputs,
         argv=start.cli_args,
         env={"PROPLET_ID": proplet_id, **start.env},
-        limits=granted(start, node),
+        limits=granted(start, node, serves=artefact.serves_http),
         permissions=permissions,
     )
 
