@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from proplet.agent import codec, wire
 from proplet.agent.events import Outcome, RunKey
+from proplet.agent.log_feed import Voice
 from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Job, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
 from proplet.agent.wire import Invoke, InvokeResult, Reason
@@ -43,6 +44,7 @@ class _Deployed:
     job: Job
     wanted: ModuleWanted
     attempt: int | None
+    voice: Voice
     live: set[str] = field(default_factory=set)
     retired: str | None = None
 
@@ -85,9 +87,9 @@ class Invocations:
 
     # --- what can be invoked ----------------------------------------------------------------------------------------
 
-    def deploy(self, key: RunKey, job: Job, wanted: ModuleWanted, attempt: int | None) -> None:
-        """A latent task is ready; whoever waits for it is served."""
-        deployed = self._deployed[key] = _Deployed(job, wanted, attempt)
+    def deploy(self, key: RunKey, job: Job, wanted: ModuleWanted, attempt: int | None, voice: Voice) -> None:
+        """A latent task is ready; whoever waits for it is served. What its runs print is said by `voice`."""
+        deployed = self._deployed[key] = _Deployed(job, wanted, attempt, voice)
         for call in self._waiting.pop(key, ()):
             if time.monotonic() - call.since < PATIENCE_S:
                 self._tasks.start_soon(self._serve, call, deployed)
@@ -183,10 +185,12 @@ class Invocations:
         if deployed.retired is not None:
             return Outcome(Reason.STOPPED, error=deployed.retired)
         deployed.live.add(job.key)
+        speaker = deployed.voice.run()
         try:
-            outcome = await self._runtime.run(job)
+            outcome = await self._runtime.run(job, speaker.hear)
         finally:
             deployed.live.discard(job.key)
+        speaker.end(outcome)
         if outcome.reason is Reason.STOPPED and deployed.retired is not None:
             return replace(outcome, error=deployed.retired, results="")
         return outcome

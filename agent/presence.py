@@ -1,18 +1,21 @@
 """What the device says of itself: introduction, heartbeat, metrics, progress and output of its tasks.
 
 All of it is telemetry: published when connected, dropped when not; results are the outbox's. Progress is told only to
-managers that announced it, and only of tasks that live long enough for somebody to look.
+managers that announced it, and only of tasks that live long enough for somebody to look. What tasks print is in
+`log_feed`.
 """
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import anyio
 
 from proplet.agent import codec, wire
-from proplet.agent.events import Outcome, RunKey
+from proplet.agent.events import RunKey
+from proplet.agent.log_feed import LogFeed, LogSettings, Voice
 from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Link, Runtime, Stage
 from proplet.agent.task_meter import TaskMeter
@@ -24,7 +27,6 @@ log = logging.getLogger(__name__)
 ANNOUNCED = ("own", "inventory", "logs", "progress")
 _PROGRESS_S = 0.1
 _SETTLED_S = 1.0  # how often tasks are looked at of which all have been running for a while
-_LOG_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class PresenceSettings:
     tags: tuple[str, ...] = ()
     location: str | None = None
     collect_system_info: bool = True
+    logs: LogSettings = field(default_factory=LogSettings)
 
     @property
     def farewell(self) -> wire.Alive:
@@ -73,7 +76,7 @@ class Presence:
         self._vitals = vitals
         self._live: dict[RunKey, _Live] = {}
         self._changed = anyio.Event()
-        self._logs: list[wire.LogLines] = []
+        self.logs = LogFeed(settings.logs, settings.proplet_id)
 
     @property
     def proplet_id(self) -> str:
@@ -101,15 +104,14 @@ class Presence:
             live.stage, live.progress = "running", None
             live.running_since, live.meter = now, TaskMeter(live.start, now, self._vitals.total_memory_bytes)
 
-    def ended(self, key: RunKey, outcome: Outcome | None = None) -> None:
+    def ended(self, key: RunKey) -> None:
         """A task is under way no more."""
-        live = self._live.pop(key, None)
-        if live and outcome and live.wants("logs"):
-            for stream, data in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
-                if data:
-                    lines = tuple(data[-_LOG_BYTES_MAX:].decode("utf-8", "replace").splitlines())
-                    self._logs.append(wire.LogLines(self.proplet_id, key.task_id, live.start.attempt, stream, lines))
-            self._changed.set()
+        self._live.pop(key, None)
+
+    def voice(self, key: RunKey, start: wire.Start) -> Voice:
+        """Return through which a task's runs say what they print."""
+        wanted = start.ext is not None and "logs" in start.ext.topics
+        return self.logs.voice(key.task_id, start.attempt, wanted=wanted, shared=start.latent)
 
     # --- publishing ---------------------------------------------------------------------------------------------------
 
@@ -150,6 +152,7 @@ class Presence:
             if self._settings.metrics_s > 0:
                 tasks.start_soon(self._measure, link, name="metrics")
             tasks.start_soon(self._follow_tasks, link, name="task progress")
+            tasks.start_soon(self.logs.serve, link, partial(self.tell, link, Route.LOGS), name="task logs")
 
     async def goodbye(self, link: Link) -> None:
         """Say that the device goes, as its will would."""
@@ -175,24 +178,16 @@ class Presence:
         while True:
             await self._changed.wait()
             self._changed = anyio.Event()
-            while self._live or self._logs:
-                await self._tell_logs(link)
-                if not self._live:
-                    break
+            while self._live:
                 await anyio.sleep(_PROGRESS_S)
                 if link.connected:
                     await self._tell_progress(link)
                     await self._tell_samples(link)
                 young = time.monotonic() - 2 * _PROGRESS_S
-                if not self._logs and all(0 < live.running_since < young for live in self._live.values()):
+                if all(0 < live.running_since < young for live in self._live.values()):
                     with anyio.move_on_after(_SETTLED_S):
                         await self._changed.wait()
                 self._changed = anyio.Event()
-
-    async def _tell_logs(self, link: Link) -> None:
-        logs, self._logs = self._logs, []
-        for lines in logs:
-            await self.tell(link, Route.LOGS, lines)
 
     async def _tell_progress(self, link: Link) -> None:
         old_enough = time.monotonic() - _PROGRESS_S

@@ -360,20 +360,23 @@ class Shell:
         self._presence.ended(key)
         self._tasks.start_soon(self._presence.rests, self._link, key, start, State.DEPLOYED.value)
         wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True))
-        self._invocations.deploy(key, self._jobs.pop(key), wanted, start.attempt)
+        voice = self._presence.voice(key, start)
+        self._invocations.deploy(key, self._jobs.pop(key), wanted, start.attempt, voice)
 
     async def _run(self, effect: Run) -> None:
         key, job = effect.key, self._jobs.pop(effect.key)
         outcome = Outcome(Reason.STOPPED)
+        speaker = self._presence.voice(key, effect.start).run()
         try:
             if key not in self._cancelled:
                 self._presence.running(key)
-                outcome = await self._runtime.run(job)
+                outcome = await self._runtime.run(job, speaker.hear)
         except Exception as error:  # the same
             log.exception("task %s could not be run", _on_one_line(key.task_id))
             outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")
         self._cancelled.discard(key)
-        self._presence.ended(key, outcome)
+        speaker.end(outcome)
+        self._presence.ended(key)
         self.put(RunEnded(key, outcome))
 
     def _cancel(self, key: RunKey) -> None:

@@ -150,11 +150,11 @@ class RunLog:
             yield from self._let_pass(stream, cutter.end(), now)
             self.gate.lose(*lost)
 
-    def end(self, now: float) -> Iterator[Line]:
-        """Yield what is left: nothing more will come."""
+    def end(self, now: float, *, final: bool = True) -> Iterator[Line]:
+        """Yield what is left: nothing more will come, or nothing at all of the task if it is `final`."""
         for stream, cutter in self._cutters.items():
             yield from self._let_pass(stream, cutter.end(), now)
-        yield from self.reopened(now, final=True)
+        yield from self.reopened(now, final=final)
 
     def reopened(self, now: float, *, final: bool = False) -> Iterator[Line]:
         """Yield what there is to say of lines left out, if it is time."""

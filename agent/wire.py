@@ -511,13 +511,17 @@ class RoundStart:
 
 @dataclass(frozen=True, slots=True)
 class LogLines:
-    """``control/proplet/logs`` (ours): output of one task, `stream` being stdout or stderr."""
+    """``control/proplet/logs`` (ours): output of one task, `stream` being stdout or stderr.
+
+    `at` is when the first line was printed, by the device's clock in epoch seconds; 0 is unknown.
+    """
 
     proplet_id: str
     task_id: str
     attempt: int | None = _attempt()
     stream: str = "stdout"
     lines: tuple[str, ...] = ()
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,47 @@
+;; Prints for ever: a number a line, and as much text as asked for.
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 3)
+  (data (i32.const 3000) "\e2\82\ac half \e2\82")
+  (data (i32.const 3100) "\ac\n")
+  (func $print (param $fd i32) (param $from i32) (param $size i32)
+    (i32.store (i32.const 0) (local.get $from)) (i32.store (i32.const 4) (local.get $size))
+    (drop (call $write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 8))))
+  (func $sleep (param $ms i64)
+    (i64.store (i32.const 1000) (i64.const 0))
+    (i32.store8 (i32.const 1008) (i32.const 0))
+    (i32.store (i32.const 1016) (i32.const 1))
+    (i64.store (i32.const 1024) (i64.mul (local.get $ms) (i64.const 1000000)))
+    (i32.store16 (i32.const 1040) (i32.const 0))
+    (drop (call $poll (i32.const 1000) (i32.const 2000) (i32.const 1) (i32.const 2900))))
+  (func $number (param $n i32) (local $at i32)
+    (local.set $at (i32.const 599))
+    (i32.store8 (local.get $at) (i32.const 10))
+    (loop
+      (local.set $at (i32.sub (local.get $at) (i32.const 1)))
+      (i32.store8 (local.get $at) (i32.add (i32.const 48) (i32.rem_u (local.get $n) (i32.const 10))))
+      (br_if 0 (local.tee $n (i32.div_u (local.get $n) (i32.const 10)))))
+    (call $print (i32.const 1) (local.get $at) (i32.sub (i32.const 600) (local.get $at))))
+  ;; 0, 1, 2 ... and so on until `count`, `ms` apart.
+  (func $count (export "count") (param $count i32) (param $ms i32) (local $n i32)
+    (loop
+      (call $number (local.get $n))
+      (call $sleep (i64.extend_i32_u (local.get $ms)))
+      (local.set $n (i32.add (local.get $n) (i32.const 1)))
+      (br_if 0 (i32.lt_u (local.get $n) (local.get $count)))))
+  (func (export "_start") (call $count (i32.const -1) (i32.const 50)))
+  ;; A line in two writes, `ms` apart, cut within a character; to standard error.
+  (func (export "halves") (param $ms i32)
+    (call $sleep (i64.extend_i32_u (local.get $ms)))
+    (call $print (i32.const 2) (i32.const 3000) (i32.const 11))
+    (call $sleep (i64.extend_i32_u (local.get $ms)))
+    (call $print (i32.const 2) (i32.const 3100) (i32.const 2)))
+  ;; 64 KiB of lines of 64 bytes, as fast as it goes, for ever.
+  (func (export "flood") (local $at i32)
+    (memory.fill (i32.const 65536) (i32.const 46) (i32.const 65536))
+    (local.set $at (i32.const 65599))
+    (loop
+      (i32.store8 (local.get $at) (i32.const 10))
+      (br_if 0 (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 64))) (i32.const 131072))))
+    (loop (call $print (i32.const 1) (i32.const 65536) (i32.const 65536)) (br 0))))
