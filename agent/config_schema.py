@@ -141,6 +141,16 @@ class PermissionsTable:
 
 
 @dataclass(frozen=True, slots=True)
+class LogsTable:
+    """``[agent.logs]``: what tasks print. Of one task so much passes in a second, and at once after a quiet time."""
+
+    to_journal: bool = True  # into this program's own log, too
+    rate_bytes: int = setting(64 * KIB, least=KIB)
+    burst_bytes: int = setting(256 * KIB, least=64 * KIB, most=16 * MIB)
+    queue_size_bytes: int = setting(MIB, least=64 * KIB)  # waits in memory while the broker is away, of all tasks
+
+
+@dataclass(frozen=True, slots=True)
 class AgentTable:
     """``[agent]``: how much runs at once, how often it reports, what it keeps."""
 
@@ -154,6 +164,7 @@ class AgentTable:
     permissions: PermissionsTable = field(default_factory=PermissionsTable)
     outbox: OutboxTable = field(default_factory=OutboxTable)
     results: RetentionTable = field(default_factory=RetentionTable)
+    logs: LogsTable = field(default_factory=LogsTable)
 
 
 class Engine(Enum):

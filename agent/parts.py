@@ -7,6 +7,7 @@ from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
 from proplet.agent.invocations import InvocationBounds
+from proplet.agent.log_feed import LogSettings
 from proplet.agent.mqtt_model import Will
 from proplet.agent.ports import GuestLimits
 from proplet.agent.presence import PresenceSettings
@@ -16,6 +17,7 @@ from proplet.agent.program_settings import ProgramSettings
 from proplet.agent.runtime import RuntimeSettings
 from proplet.agent.runtime_settings import default_own_workers
 from proplet.agent.shell import ShellSettings
+from proplet.agent.task_logs import LogLimits
 from proplet.agent.terms import NodeLimits
 from proplet.agent.topics import Route, Topics
 from proplet.oci.settings import HostSettings, RegistrySettings
@@ -60,7 +62,13 @@ def presence_settings(settings: NodeSettings) -> PresenceSettings:
         tags=node.tags,
         location=node.location,
         collect_system_info=node.collect_system_info,
+        logs=LogSettings(agent.logs.to_journal, log_limits(settings), agent.logs.queue_size_bytes),
     )
+
+
+def log_limits(settings: NodeSettings) -> LogLimits:
+    """How much one task may print."""
+    return LogLimits(settings.agent.logs.rate_bytes, settings.agent.logs.burst_bytes)
 
 
 def runtime_settings(settings: NodeSettings) -> RuntimeSettings:
@@ -75,6 +83,7 @@ def runtime_settings(settings: NodeSettings) -> RuntimeSettings:
         strikes=settings.runtime.quarantine_after,
         quarantine_s=settings.runtime.quarantine_s,
         engine=settings.runtime.engine.value,
+        log_limits=log_limits(settings),
         max_own_workers=settings.runtime.max_own_workers or default_own_workers(),
         own_grace_s=settings.runtime.own_grace_s,
         own_allowance_bytes=settings.runtime.own_allowance_bytes,

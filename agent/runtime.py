@@ -97,7 +97,13 @@ class WorkerRuntime(Runtime):
         self._modules = modules
         self._tasks = tasks
         self._link_settings = LinkSettings(
-            Setup(str(settings.key_dir), settings.loaded_bytes, settings.engine),
+            Setup(
+                str(settings.key_dir),
+                settings.loaded_bytes,
+                settings.engine,
+                settings.log_limits.rate_bytes,
+                settings.log_limits.burst_bytes,
+            ),
             settings.idle_s,
             settings.grace_s,
             settings.own_grace_s,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from proplet.agent.engines import CRANELIFT
+from proplet.agent.task_logs import LogLimits
 
 _MIB: Final = 1024 * 1024
 _OWN_WORKER_BYTES: Final = 16 * _MIB  # 11 MB of a worker's memory are private, and it has a guest
@@ -30,7 +31,8 @@ class RuntimeSettings:
     a worker that nobody shares. `silence_s`: how long a worker may be deaf while jobs run. `loaded_bytes`: machine code
     kept loaded. `strikes` workers lost by a module quarantine it for `quarantine_s`. `max_own_workers` are for
     components that cannot share one; such a worker may hold `own_allowance_bytes` beyond its guest's memory limit.
-    `engine` is one of `engines`, and the one that `fetch.ModulesSettings` compiles for.
+    `engine` is one of `engines`, and the one that `fetch.ModulesSettings` compiles for. `log_limits`: of what one job
+    tells while it runs.
     """
 
     key_dir: Path
@@ -47,3 +49,4 @@ class RuntimeSettings:
     own_grace_s: float = 0.2
     own_allowance_bytes: int = 96 * _MIB
     engine: str = CRANELIFT
+    log_limits: LogLimits = field(default_factory=LogLimits)

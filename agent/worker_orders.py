@@ -34,8 +34,8 @@ class Setup(NamedTuple):
     key_dir: str
     loaded_bytes: int
     engine: str
-    log_rate_bytes: int = 64 * 1024
-    log_burst_bytes: int = 256 * 1024
+    log_rate_bytes: int
+    log_burst_bytes: int
 
 
 class Order(NamedTuple):
