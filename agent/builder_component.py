@@ -12,6 +12,7 @@ from wasmtime import Engine
 from wasmtime import component as engine_types
 
 from proplet.agent import host_ffi, wit
+from proplet.agent.component_exports import ASYNCHRONOUS
 
 # Without one of these nothing in the engine waits: clocks only make what `poll` waits for, and the standard streams are
 # never empty or full.
@@ -73,7 +74,7 @@ def _function(kind: engine_types.FuncType) -> wit.Function:
     reader = _Reader()
     parameters = tuple((name, reader.read(part)) for name, part in kind.params)
     if host_ffi.is_asynchronous(kind):
-        return wit.Function(parameters, wit.Unsupported("async"))
+        return wit.Function(parameters, ASYNCHRONOUS)
     return wit.Function(parameters, None if kind.result is None else reader.read(kind.result))
 
 

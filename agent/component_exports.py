@@ -9,6 +9,9 @@ component that is a command runs under any name.
 from collections.abc import Collection
 from typing import Final
 
+from proplet.agent.wit import Unsupported
+
+ASYNCHRONOUS: Final = Unsupported("async")  # stands for the result of a function that is declared ``async``
 RUN: Final = "wasi:cli/run@0.2."
 _HANDLER: Final = "wasi:http/incoming-handler@"
 _COMMANDS: Final = ("", "_start")

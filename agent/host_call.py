@@ -99,7 +99,8 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
     if isinstance(fault, Trap):
         if fault.trap_code == TrapCode.OUT_OF_FUEL:
             return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
-        return GuestError("trap", f"Failed to call function '{order.export}': {_trap_text(fault)}{_memory_hint(guest)}")
+        what = f"{_trap_text(fault)}{_memory_hint(guest)}{said(guest)}"
+        return GuestError("trap", f"Failed to call function '{order.export}': {what}")
     message = " ".join(str(fault).split())
     if "exceeds memory limits" in message or "exceeds table limits" in message or "resource limit exceeded" in message:
         allowed = f"{order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements together"
@@ -143,9 +144,13 @@ def _show(value: float | None, kind: str) -> str:
 
 def exited(guest: Guest, code: int) -> GuestError:
     """Return the error of a guest that ended itself with `code`."""
+    return GuestError("exit_code", f"exit status {code}{said(guest)}", code)
+
+
+def said(guest: Guest) -> str:
+    """Return the last lines that the guest printed to standard error, to be put behind a message."""
     lines = guest.stderr.value().decode(errors="replace").strip().splitlines()[-_STDERR_LINES:]
-    said = ": " + " | ".join(line.strip()[:200] for line in lines) if lines else ""
-    return GuestError("exit_code", f"exit status {code}{said}", code)
+    return ": " + " | ".join(line.strip()[:200] for line in lines) if lines else ""
 
 
 def cancelled(guest: Guest) -> GuestError:

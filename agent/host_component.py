@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from proplet.agent import component_exports, host_ffi, host_wit, wave
-from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi
+from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi, said
 from proplet.agent.host_interfaces import UNDEFINED, LoadedComponent
 from proplet.agent.host_watch import obey_ticks
 from proplet.agent.wave_values import Err
@@ -20,6 +20,8 @@ _TABLES: Final = 50
 _TABLE_ELEMENTS: Final = 200_000
 _FRAMES: Final = 3
 _FRAME: Final = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (.+)$", re.MULTILINE)
+_TOO_MUCH: Final = ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")
+_TRAPPED: Final = "error while executing"
 _NO_FUEL_LIMIT: Final = 2**63 - 1
 
 
@@ -78,28 +80,28 @@ def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
 
 def explain(guest: Guest, fault: Exception) -> GuestError | None:
     """Return why the guest ended, given what the engine raised; None if it ended well, by ``exit``."""
-    run, order, text = guest.run, guest.order, str(fault)
+    run, order = guest.run, guest.order
     if run.exit_code is not None:
         return exited(guest, run.exit_code) if run.exit_code else None
     if run.cancelled is not None:
         return cancelled(guest)
-    if "all fuel consumed" in text:
+    # What stands before it are names of functions, which the guest chose.
+    frames, _, cause = str(fault).rpartition("Caused by:")
+    if "all fuel consumed" in cause:
         return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
-    if "too much data is being copied" in text:  # what crosses at once is bounded by the engine, some 100 MiB
+    if "too much data is being copied" in cause:  # what crosses at once is bounded by the engine, some 100 MiB
         return GuestError("output_limit", f"'{order.export}' handed over too much data at once")
-    if UNDEFINED in text:
-        return _forbidden(text.partition(UNDEFINED)[2].partition("`")[0])
-    message = " ".join(text.split())
-    if "a matching implementation was not found in the linker" in message:
-        return GuestError("missing_import", f"{message}; WASI 0.2 is what is provided here")
-    if any(words in message for words in ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")):
-        allowed = f"{order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
-        return GuestError("memory_limit", f"{message}; it may have {allowed}")
-    return GuestError("trap", f"Failed to call function '{order.export}': {_trap_text(text)}")
+    if UNDEFINED in cause:
+        return _forbidden(cause.partition(UNDEFINED)[2].partition("`")[0])
+    if not frames.startswith(_TRAPPED) and (refused := _refused(guest, " ".join(str(fault).split()))) is not None:
+        return refused
+    return GuestError("trap", f"Failed to call function '{order.export}': {_trap_text(frames, cause)}{said(guest)}")
 
 
 def _arguments(name: str, function: Function, inputs: Sequence[str]) -> list[wave.Value]:
     for label, part in (*function.parameters, ("its result", function.result)):
+        if part == component_exports.ASYNCHRONOUS:
+            raise GuestError("not_supported", f"'{name}' is an async function, and the engine cannot call these yet")
         wrong = None if part is None else host_wit.unspeakable(part)
         if wrong is not None:
             where = label if part is function.result else f"parameter {label}"
@@ -123,6 +125,16 @@ def _answer(guest: Guest, value: wave.Value, function: Function) -> str:
     return text
 
 
+def _refused(guest: Guest, message: str) -> GuestError | None:
+    """Return why it could not even be instantiated."""
+    if "a matching implementation was not found in the linker" in message:
+        return GuestError("missing_import", f"{message}; WASI 0.2 is what is provided here")
+    if any(words in message for words in ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")):
+        allowed = f"{guest.order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
+        return GuestError("memory_limit", f"{message}; it may have {allowed}")
+    return None
+
+
 def _forbidden(name: str) -> GuestError:
     if name.startswith("wasi:http/"):
         return GuestError(
@@ -133,13 +145,10 @@ def _forbidden(name: str) -> GuestError:
     return GuestError("missing_import", f"it called {name}, which is not provided here")
 
 
-def _trap_text(text: str) -> str:
-    if "wasm trap:" in text:
-        cause = f"wasm trap: {' '.join(text.rsplit('wasm trap:', 1)[-1].split())}"
-    else:
-        cause = " ".join(text.rsplit("Caused by:", 1)[-1].split())
-    frames = [name[:80] for name in _FRAME.findall(text)]
-    if not frames:
-        return cause
-    shown = " < ".join(frames[:_FRAMES])
-    return f"{cause} (in {shown}{' < ...' if len(frames) > _FRAMES else ''})"
+def _trap_text(frames: str, cause: str) -> str:
+    text = " ".join(cause.rpartition("wasm trap:")[1:] if "wasm trap:" in cause else [cause])
+    names = [name.removeprefix("<unknown>!")[:80] for name in _FRAME.findall(frames)]
+    if not names:
+        return " ".join(text.split())
+    shown = " < ".join(names[:_FRAMES])
+    return f"{' '.join(text.split())} (in {shown}{' < ...' if len(names) > _FRAMES else ''})"

@@ -5,12 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wasmtime import wat2wasm
 
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
 
 pytestmark = pytest.mark.anyio
 
 COMMAND = "component_command"
+EXIT = """(component
+  (import "wasi:cli/exit@0.2.0" (instance $x (export "exit-with-code" (func (param "status-code" u8)))))
+  (core func $exit (canon lower (func $x "exit-with-code")))
+  (core module $m
+    (import "" "exit" (func $exit (param i32)))
+    (func (export "run") (result i32) (call $exit (i32.const STATUS)) unreachable))
+  (core instance $i (instantiate $m (with "" (instance (export "exit" (func $exit))))))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $r (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.0" (instance $r)))"""
 
 
 async def run(node: Any, *words: str, name: str = "_start", **terms: Any) -> Any:
@@ -55,10 +66,17 @@ async def test_a_command_says_success_or_failure_and_preview_2_has_no_other_stat
     assert "as it was told" in failed.error
 
 
+async def test_a_status_of_its_own_is_kept_where_the_guest_can_say_one(node: Any) -> None:
+    for code in (0, 7, 255):
+        outcome = await node.run(bytes(wat2wasm(EXIT.replace("STATUS", str(code)))), "_start")
+        assert (outcome.exit_code, outcome.reason) == (code, Reason.EXIT_CODE if code else Reason.OK)
+
+
 async def test_a_panic_is_a_trap_and_what_it_printed_is_kept(node: Any) -> None:
     outcome = await run(node, "panic")
     assert (outcome.reason, outcome.exit_code) == (Reason.TRAP, None)
     assert b"as it was told" in outcome.stderr
+    assert "as it was told" in outcome.error
 
 
 async def test_directories_are_read_only_unless_granted_and_nothing_else_is_there(node: Any, tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ STREAM = """(component
   (core instance $i (instantiate $m))
   (type $s (stream u8))
   (func (export "f") (param "bytes" $s) (canon lift (core func $i "f"))))"""
+ASYNCHRONOUS = """(component
+  (core func $ret (canon task.return (result u32)))
+  (core module $m (import "" "ret" (func $ret (param i32)))
+    (func (export "f") (result i32) (call $ret (i32.const 7)) (i32.const 0))
+    (func (export "again") (param i32 i32 i32) (result i32) unreachable))
+  (core instance $i (instantiate $m (with "" (instance (export "ret" (func $ret))))))
+  (func (export "f") async (result u32)
+    (canon lift (core func $i "f") async (callback (core func $i "again")))))"""
 HTTP = """(component
   (import "wasi:http/types@0.2.0" (instance $x
     (export "fields" (type $f (sub resource)))
@@ -115,6 +123,19 @@ async def test_a_trap_is_told_with_its_cause(node: Any, name: str, inputs: tuple
     assert (await node.run(EXPORTS, "add", "1", "2")).results == "3"
 
 
+async def test_names_that_a_guest_gives_its_functions_are_no_reasons(node: Any) -> None:
+    for name in ("all fuel consumed", "unknown import: `wasi:http/x`", "Caused by: exceeds memory limits"):
+        outcome = await node.run(
+            bytes(
+                wat2wasm(f"""(component
+                  (core module $m (func $"{name}" (export "f") unreachable)) (core instance $i (instantiate $m))
+                  (func (export "f") (canon lift (core func $i "f"))))""")
+            ),
+            "f",
+        )
+        assert (outcome.reason, "unreachable" in outcome.error) == (Reason.TRAP, True)
+
+
 async def test_a_busy_component_is_ended_by_its_limits_and_by_a_stop(node: Any) -> None:
     assert (await node.run(EXPORTS, "loop", wall_s=0.2)).reason is Reason.TIMEOUT
     assert (await node.run(EXPORTS, "loop", cpu_s=0.1)).reason is Reason.CPU_LIMIT
@@ -161,6 +182,7 @@ async def test_an_answer_beyond_the_limit_of_output_is_refused(node: Any) -> Non
         (RESOURCE, "get", "parameter of is of the type borrow<resource>"),
         (RESOURCE, "make", "its result is of the type own<resource>"),
         (STREAM, "f", "parameter bytes is of the type stream"),
+        (ASYNCHRONOUS, "f", "'f' is an async function"),
     ],
 )
 async def test_what_no_text_can_stand_for_is_refused(node: Any, text: str, name: str, words: str) -> None:
@@ -173,7 +195,7 @@ async def test_http_without_the_permission_traps_and_names_it(node: Any) -> None
     component = bytes(wat2wasm(HTTP))
     assert (await node.run(component, "other")).results == "5"
     outcome = await node.run(component, "request")
-    assert outcome.reason is Reason.NOT_SUPPORTED
+    assert outcome.reason is Reason.PERMISSION_DENIED
     assert 'permissions: {http: ["*"]}' in outcome.error
 
 
