@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from proplet.agent.events import RunKey, StartKind
+from proplet.agent.events import RecoveredAttempt, RunKey, StartKind
 from proplet.agent.lifecycle import State
 from proplet.agent.wire import Reason, RestartPolicy, Start
 
@@ -34,6 +34,32 @@ class Attempt:
     failures: int = 0  # runs in a row that ended soon
     trouble: str = ""  # why it waits, for people
     prepared: bool = False  # its module was ready once
+    served: bool = False  # it accepted connections once
+    port: int = 0  # where it does
+
+    @classmethod
+    def recovered(cls, row: RecoveredAttempt, now: float) -> "Attempt":
+        """Return what the journal held of an attempt."""
+        return cls(
+            row.key,
+            row.start,
+            row.module_digest,
+            row.payload_hash,
+            row.received_at,
+            row.state,
+            now,
+            row.restarts,
+            row.not_before,
+            failures=row.restarts if row.state is State.WAITING else 0,
+            trouble="the node was restarted meanwhile",
+            prepared=row.state in (State.RUNNING, State.SERVING, State.DEPLOYED, State.WAITING),
+            served=row.state is State.SERVING,
+        )
+
+    @property
+    def stays(self) -> bool:
+        """Whether it runs until it is stopped: a daemon, or a service, which nobody has to call one."""
+        return self.start.daemon or self.served
 
     @property
     def number(self) -> int | None:

@@ -38,6 +38,7 @@ from proplet.agent.events import (
     SaveReply,
     SaveResend,
     SaveState,
+    Served,
     StartReceived,
     Step,
     StopReceived,
@@ -47,8 +48,8 @@ from proplet.agent.events import (
 )
 from proplet.agent.lifecycle import TERMINAL, State, advance
 from proplet.agent.lifecycle import Event as Life
-from proplet.agent.restarts import BACKOFF_MAX_S, back_off, held, repeats_interrupted, runs_again, word
-from proplet.agent.results import result_of
+from proplet.agent.restarts import BACKOFF_MAX_S, back_off, held, repeats_interrupted, runs_again, started_at, word
+from proplet.agent.results import ENDINGS, result_of
 from proplet.agent.topics import Route
 from proplet.agent.wire import Reason, Start
 
@@ -132,6 +133,8 @@ class Core:
                 step = self._on_ready(event, now)
             case ModuleFailed():
                 step = self._on_unready(event, now)
+            case Served():
+                step = self._on_served(event, now)
             case RunEnded():
                 step = self._on_ended(event, now)
             case Tick():
@@ -224,7 +227,7 @@ class Core:
             return Step()
         attempt.ending = why
         if attempt.state in (State.ACCEPTED, State.WAITING, State.DEPLOYED):
-            return self._finish(attempt, Outcome(why, error=_ENDINGS[why].format(attempt.key.task_id)), now, Life.STOP)
+            return self._finish(attempt, Outcome(why, error=ENDINGS[why].format(attempt.key.task_id)), now, Life.STOP)
         attempt.state = advance(attempt.state, Life.STOP)
         return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts),), (Cancel(attempt.key),))
 
@@ -246,7 +249,7 @@ class Core:
         attempt.since = now
         saved = (SaveState(attempt.key, attempt.state, now, attempt.restarts),)
         if attempt.state is State.DEPLOYED:
-            self._active[attempt.start.daemon] -= 1
+            self._active[attempt.stays] -= 1
             attempt.failures = 0
             return Step(saved, (Deploy(attempt.key, attempt.start, attempt.module_digest),))
         return Step(saved, (Run(attempt.key, attempt.start, attempt.restarts),))
@@ -257,6 +260,22 @@ class Core:
             return Step()
         return self._settle(attempt, Outcome(event.reason, error=event.message), now)
 
+    def _on_served(self, event: Served, now: float) -> Step:
+        """A service keeps no task's slot. Peers of ours see it run; the reference's take it for the result."""
+        attempt = self._attempts.get(event.key)
+        if attempt is None or attempt.state is State.STOPPING:
+            return Step()
+        again, stayed = attempt.served, attempt.stays
+        attempt.served, attempt.port, attempt.since = True, event.port, now
+        self._active[stayed] -= 1
+        self._active[attempt.stays] += 1
+        attempt.state = advance(attempt.state, Life.SERVE)
+        saved = SaveState(attempt.key, attempt.state, now, attempt.restarts)
+        if attempt.start.ext is not None or again:
+            return Step((saved,))
+        message = wire.Result(attempt.key.task_id, self._settings.proplet_id, started_at(event.port))
+        return Step((saved, SaveReply(Route.RESULTS.value, codec.encode(message), now)), (Deliver(),))
+
     def _on_ended(self, event: RunEnded, now: float) -> Step:
         attempt = self._attempts.get(event.key)
         if attempt is None:
@@ -265,12 +284,12 @@ class Core:
 
     def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
         """An active attempt has come to rest: it is stopped, tried again, or finished."""
-        self._active[attempt.start.daemon] -= 1
+        self._active[attempt.stays] -= 1
         if attempt.state is State.STOPPING:
             if outcome.reason is Reason.OK:  # it was quicker than the stop
                 return self._finish(attempt, outcome, now, Life.SUCCEEDED)
             if outcome.reason is Reason.STOPPED:
-                text = _ENDINGS[attempt.ending].format(attempt.key.task_id)
+                text = ENDINGS[attempt.ending].format(attempt.key.task_id)
                 outcome = replace(outcome, reason=attempt.ending, error=text, results="")
             return self._finish(attempt, outcome, now, Life.ENDED)
         if runs_again(attempt, outcome):
@@ -314,25 +333,12 @@ class Core:
     # --- recovery ---------------------------------------------------------------------------------------------------
 
     def _recover_attempt(self, row: RecoveredAttempt, now: float) -> Step:
-        attempt = Attempt(
-            row.key,
-            row.start,
-            row.module_digest,
-            row.payload_hash,
-            row.received_at,
-            row.state,
-            now,
-            row.restarts,
-            row.not_before,
-            failures=row.restarts if row.state is State.WAITING else 0,
-            trouble="the node was restarted meanwhile",
-            prepared=row.state in (State.RUNNING, State.DEPLOYED, State.WAITING),
-        )
+        attempt = Attempt.recovered(row, now)
         self._attempts.hold(attempt)
         if attempt.state is State.STOPPING:
-            text = _ENDINGS[Reason.STOPPED].format(attempt.key.task_id)
+            text = ENDINGS[Reason.STOPPED].format(attempt.key.task_id)
             return self._finish(attempt, Outcome(Reason.STOPPED, error=text), now, Life.RESTARTED_NODE)
-        if attempt.state is not State.RUNNING:
+        if attempt.state not in (State.RUNNING, State.SERVING):
             # A clock that was set back must not keep a backoff waiting for hours.
             attempt.not_before = min(attempt.not_before, now + BACKOFF_MAX_S)
             if attempt.state is not State.WAITING:
@@ -346,7 +352,7 @@ class Core:
             self._attempts.wait(attempt)
             note = Note("runs again: the node was restarted while it ran", attempt.key.task_id)
             return Step((SaveState(attempt.key, attempt.state, now, attempt.restarts, now),), (note,))
-        text = _ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
+        text = ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
         return self._finish(attempt, Outcome(Reason.INTERRUPTED, error=text), now, Life.RESTARTED_NODE)
 
     def _unsupported(self, start: Start) -> str | None:
@@ -380,7 +386,7 @@ class Core:
                 attempt.stages["queue"] = max(0.0, now - attempt.received_at)
             attempt.state = advance(attempt.state, Life.PREPARE)
             attempt.since = now
-            self._active[attempt.start.daemon] += 1
+            self._active[attempt.stays] += 1
             then.append(Prepare(attempt.key, attempt.start, attempt.module_digest, attempt.prepared))
         return replace(step, then=(*step.then, *then)) if then else step
 
@@ -389,10 +395,3 @@ class Core:
             task_id, self._settings.proplet_id, error=text, ext=wire.ResultTerms(attempt=attempt, reason=reason)
         )
         return Step((SaveReply(Route.RESULTS.value, codec.encode(message), now),), (Deliver(),))
-
-
-_ENDINGS = {
-    Reason.STOPPED: "Task {} was stopped before completion",
-    Reason.SUPERSEDED: "Task {} was stopped: a newer attempt of it arrived",
-    Reason.INTERRUPTED: "Task {} was interrupted: the node was restarted while it ran",
-}

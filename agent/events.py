@@ -104,6 +104,14 @@ class ModuleFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """The guest accepts connections at `port` from now on."""
+
+    key: RunKey
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The guest is no more. Also told when a cancelled preparation has ended."""
 
@@ -116,7 +124,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = StartReceived | CommandRefused | StopReceived | ModuleReady | ModuleFailed | RunEnded | Tick
+Event = StartReceived | CommandRefused | StopReceived | ModuleReady | ModuleFailed | Served | RunEnded | Tick
 
 
 # --- what is to be durable --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ class State(Enum):
     ACCEPTED = "accepted"  # journalled, waiting for a slot
     PREPARING = "preparing"  # its module is fetched, verified, compiled
     RUNNING = "running"  # journalled as running; the guest runs, or is just being handed to the worker
+    SERVING = "serving"  # it runs, and accepts connections at a port
     STOPPING = "stopping"  # a stop was asked for; the guest has not ended yet
     WAITING = "waiting"  # it failed and runs again after its backoff
     DEPLOYED = "deployed"  # latent: its module is ready, and it runs only when it is invoked
@@ -28,6 +29,7 @@ class Event(Enum):
     PREPARE = "prepare"
     PREPARED = "prepared"
     DEPLOY = "deploy"
+    SERVE = "serve"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     RETRY = "retry"
@@ -55,6 +57,15 @@ TRANSITIONS: Final = MappingProxyType(
             Event.RESTARTED_NODE: State.ACCEPTED,
         },
         State.RUNNING: {
+            Event.SERVE: State.SERVING,
+            Event.SUCCEEDED: State.COMPLETED,
+            Event.FAILED: State.FAILED,
+            Event.RETRY: State.WAITING,
+            Event.STOP: State.STOPPING,
+            Event.RESTARTED_NODE: State.INTERRUPTED,
+        },
+        State.SERVING: {
+            Event.SERVE: State.SERVING,
             Event.SUCCEEDED: State.COMPLETED,
             Event.FAILED: State.FAILED,
             Event.RETRY: State.WAITING,

@@ -44,19 +44,19 @@ def runs_again(attempt: Attempt, outcome: Outcome) -> bool:
     if attempt.policy in (None, RestartPolicy.NEVER):
         return False
     if outcome.reason is Reason.OK:
-        return attempt.policy is RestartPolicy.ALWAYS and attempt.start.daemon
+        return attempt.policy is RestartPolicy.ALWAYS and attempt.stays
     return outcome.reason in _RETRYABLE and _may_repeat(attempt)
 
 
 def repeats_interrupted(attempt: Attempt) -> bool:
     """Return whether it runs again after the node was restarted while it ran; a daemon does, unless it may never."""
     again = attempt.policy in (RestartPolicy.ON_FAILURE, RestartPolicy.ALWAYS)
-    return (again or (attempt.policy is None and attempt.start.daemon)) and _may_repeat(attempt)
+    return (again or (attempt.policy is None and attempt.stays)) and _may_repeat(attempt)
 
 
 def _may_repeat(attempt: Attempt) -> bool:
     """Whether its backoff limit allows one more; a daemon's counts failures in a row, and only if one is set."""
-    if not attempt.start.daemon:
+    if not attempt.stays:
         return attempt.restarts < attempt.backoff_limit
     limit = attempt.start.ext.backoff_limit if attempt.start.ext else None
     return limit is None or attempt.failures < limit
@@ -83,7 +83,14 @@ def word(attempt: Attempt) -> str:
     return attempt.state.value
 
 
+def started_at(port: int) -> str:
+    """Return how it is said that a task serves, in the reference's words."""
+    return f"started at port {port}"
+
+
 def held(attempt: Attempt) -> InventoryItem:
     """Return what the inventory says of it."""
     why = attempt.trouble if attempt.state is State.WAITING else ""
+    if attempt.state is State.SERVING:
+        why = started_at(attempt.port)
     return InventoryItem(attempt.key.task_id, attempt.number, word(attempt), attempt.since, why)

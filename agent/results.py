@@ -9,6 +9,13 @@ from proplet.agent.wire import Reason, Start
 
 _ERROR_KEPT = 200
 
+#: What is said of a task that was ended, by the reason.
+ENDINGS = {
+    Reason.STOPPED: "Task {} was stopped before completion",
+    Reason.SUPERSEDED: "Task {} was stopped: a newer attempt of it arrived",
+    Reason.INTERRUPTED: "Task {} was interrupted: the node was restarted while it ran",
+}
+
 
 def result_of(
     start: Start,

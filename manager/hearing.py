@@ -27,8 +27,8 @@ from proplet.manager.observed import Observed
 from proplet.manager.roster import Roster
 
 _SETTLING_S = 2.0
-_RESTING = ("running", "deployed")
-_WAITING = ("waiting", "crash_loop")
+_RESTING = ("running", "serving", "deployed")
+_WITH_NOTE = ("waiting", "crash_loop", "serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +136,10 @@ class Hearing:
 
 
 def _standing(task: Task, state: str, message: str) -> tuple[bool, str | None]:
-    """Whether a proplet's word for a task's state means that it runs, or lies ready; and why it waits, if that is told.
+    """Whether a proplet's word for a task's state means that it runs, or lies ready; and why it waits or where it serves, if told.
 
     A latent task is running once it can be invoked; of any other, what a proplet holds is on its way.
     """
     rests = state in _RESTING
-    note = message if state in _WAITING else "" if rests else None
+    note = message if state in _WITH_NOTE else "" if rests else None
     return rests or not task.spec.latent, note
