@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,8 +18,9 @@ from anyio.abc import TaskGroup
 from proplet.agent import codec, wire
 from proplet.agent.events import Outcome, RunKey
 from proplet.agent.log_feed import Voice
-from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
+from proplet.agent.mqtt_model import Delivery, MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Job, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
+from proplet.agent.topics import Route, Topics
 from proplet.agent.wire import Invoke, InvokeResult, Reason
 
 log = logging.getLogger(__name__)
@@ -63,9 +65,14 @@ class _Call:
 class Invocations:
     """Those of one node. `open` comes before everything else."""
 
-    def __init__(self, bounds: InvocationBounds, proplet_id: str, runtime: Runtime, modules: Modules) -> None:
+    def __init__(
+        self, bounds: InvocationBounds, invocable: Callable[[str], RunKey | str], runtime: Runtime, modules: Modules
+    ) -> None:
+        """`invocable` names the run of a task that can be invoked, or says why there is none."""
         self._bounds = bounds
-        self._proplet_id = proplet_id
+        self._invocable = invocable
+        self._proplet_id = ""
+        self._asked_at: frozenset[str] = frozenset()
         self._runtime = runtime
         self._modules = modules
         self._link: Link
@@ -81,9 +88,11 @@ class Invocations:
         self._unsent: deque[tuple[float, InvokeResult]] = deque(maxlen=_UNSENT_MAX)
         self._number = 0
 
-    def open(self, link: Link, topic: str, tasks: TaskGroup) -> None:
-        """Answer over `link` on `topic` from now on; what is begun runs in `tasks`."""
-        self._link, self._topic, self._tasks = link, topic, tasks
+    def open(self, link: Link, topics: Topics, proplet_id: str, tasks: TaskGroup) -> None:
+        """Answer over `link` from now on; what is begun runs in `tasks`."""
+        self._link, self._tasks, self._proplet_id = link, tasks, proplet_id
+        self._topic = topics.build(Route.INVOKE_RESULTS)
+        self._asked_at = frozenset({topics.build(Route.INVOKE), topics.build(Route.OWN_INVOKE, proplet_id)})
 
     # --- what can be invoked ----------------------------------------------------------------------------------------
 
@@ -110,8 +119,23 @@ class Invocations:
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
-    def call(self, invoke: Invoke, where: RunKey | str) -> None:
-        """Begin an invocation of `where`, or answer why there is none. Returns at once."""
+    def take(self, delivery: Delivery) -> bool:
+        """Begin an invocation and acknowledge it: nothing of it has to be durable first. False: it is none."""
+        if delivery.topic not in self._asked_at:
+            return False
+        try:
+            invoke: Invoke = codec.decode(Route.INVOKE, delivery.payload)
+        except codec.WireError:
+            return False  # whoever reads the others says what is wrong with it
+        self.call(invoke)
+        self._link.acknowledge(delivery)
+        return True
+
+    def call(self, invoke: Invoke) -> None:
+        """Begin an invocation, or answer why there is none; nothing if it is another proplet's. Returns at once."""
+        if invoke.proplet_id and invoke.proplet_id != self._proplet_id and not invoke.broadcast:
+            return
+        where = self._invocable(invoke.id)
         if isinstance(where, str):
             self._tasks.start_soon(self._send, self._refusal(invoke, where))
             return

@@ -104,14 +104,16 @@ class Shell:
         self._cancelled: set[RunKey] = set()
         self._link: Link
         self._outbox: Outbox
-        self._invocations = Invocations(settings.invocations, presence.proplet_id, runtime, modules)
+        self._invocations = Invocations(settings.invocations, core.invocable, runtime, modules)
+        self._deciding = True  # until what the journal holds is taken over
         self._tasks: TaskGroup
         self.trouble: str | None = None
 
     def put(self, event: LinkEvent | Event) -> None:
         """Add an event to the inbox; from the event loop's thread only."""
-        self._inbox.append(event)
-        self._wake.set()
+        if self._inbox or self._deciding or not (isinstance(event, Delivery) and self._invocations.take(event)):
+            self._inbox.append(event)
+            self._wake.set()
 
     async def serve(self, link: Link, *, ready: Callable[[], None] = lambda: None) -> None:
         """Recover, say `ready`, then work until cancelled.
@@ -124,12 +126,13 @@ class Shell:
         recovered = await self._journal.load()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            self._invocations.open(link, self._topics.build(Route.INVOKE_RESULTS), tasks)
+            self._invocations.open(link, self._topics, self._presence.proplet_id, tasks)
             await self._carry_out(self._shortened(self._core.recover(recovered, self._clock())), ())
             tasks.start_soon(self._outbox.serve, name="outbox")
             tasks.start_soon(self._keep_time, name="backoff timer")
             tasks.start_soon(self._presence.serve, link, name="presence")
             tasks.start_soon(self._introduce, name="introductions")
+            self._deciding = False
             ready()
             while True:
                 await self._wake.wait()
@@ -150,6 +153,7 @@ class Shell:
     async def _turn(self, batch: Sequence[LinkEvent | Event]) -> None:
         deliveries: list[Delivery] = []
         steps: list[Step] = []
+        self._deciding = True
         for item in batch:
             event: Event | None = None
             match item:
@@ -164,6 +168,7 @@ class Shell:
                     event = item
             if event is not None:
                 steps += self._decide(event)
+        self._deciding = False
         await self._carry_out(steps, deliveries)
         self._tell_turned()
 
@@ -254,7 +259,7 @@ class Shell:
                 meant = broadcast or not proplet_id or proplet_id == self._presence.proplet_id
                 return StopReceived(task_id, ext.attempt if ext else None) if meant else None
             case wire.Invoke():
-                self._on_invoke(message)
+                self._invocations.call(message)
             case wire.Hello():
                 self._asked.set()
         return None
@@ -276,10 +281,6 @@ class Shell:
             digest = await self._persist(lambda: self._modules.keep(data))
         payload_hash = hashlib.sha256(delivery.payload).hexdigest()[:32]
         return StartReceived(replace(start, file=None), digest, payload_hash, delivery.duplicate)
-
-    def _on_invoke(self, invoke: wire.Invoke) -> None:
-        if invoke.broadcast or not invoke.proplet_id or invoke.proplet_id == self._presence.proplet_id:
-            self._invocations.call(invoke, self._core.invocable(invoke.id))
 
     def _on_connected(self) -> None:
         self._outbox.wake(from_start=True)
