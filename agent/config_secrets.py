@@ -64,7 +64,12 @@ def _secret(found: Secrets, setting: str, value: Any, file: Any, credential: Pat
         _exposed(found, value)
         return None
     if file:
-        return _read(found, setting, file.base / Path(file.raw).expanduser(), file.origin)
+        try:
+            path = file.base / Path(file.raw).expanduser()
+        except RuntimeError as error:  # the home of a user that is not there
+            found.problems.append(Problem(file.origin, setting, str(error)))
+            return None
+        return _read(found, setting, path, file.origin)
     if credential is not None and credential.is_file():
         return _read(found, setting, credential, "")
     return None
@@ -84,7 +89,7 @@ def _exposed(found: Secrets, value: Given) -> None:
 def _read(found: Secrets, setting: str, path: Path, origin: str) -> Given | None:
     try:
         text = read_secret(path)
-    except (FileProblem, RuntimeError) as error:
+    except FileProblem as error:
         found.problems.append(Problem(origin, setting, str(error)))
         return None
     # A credential's file is systemd's: its mode is not the administrator's choice.

@@ -14,20 +14,29 @@ wasmtime program opens for a component, not the engine in a worker) include UDP,
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import anyio
 
-from proplet.agent.wire import DirectoryGrant, Permissions, Reason
+from proplet.agent.task_secrets import SecretError, Vault, resolve
+from proplet.agent.wire import DirectoryGrant, Permissions, Reason, Start, StartTerms
 
 ANYWHERE: Final = "*"
 # /proc shows every process of this user, the node's environment among it.
 _NEVER: Final = Path("/proc")
 _LOOKS_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a task is given: `permissions`, and its `secrets` by variable."""
+
+    permissions: Permissions = field(default_factory=Permissions)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class GrantError(Exception):
@@ -64,6 +73,7 @@ class Ceiling:
     tcp: bool = False
     own: tuple[Path, ...] = ()
     file: str = "the configuration file"
+    vault: Vault = field(default_factory=Vault)
 
 
 class Grants:
@@ -74,19 +84,29 @@ class Grants:
         self._always = any(allowed.always for allowed in ceiling.dirs)
         self._looking = anyio.CapacityLimiter(_LOOKS_AT_ONCE)
 
-    def at_once(self, asked: Permissions) -> Permissions | None:
-        """Return the grant; None if it takes a look at the disk, or is refused: `grant` says why."""
+    def at_once(self, start: Start) -> Granted | None:
+        """Return what a task is given; None if that takes a look at the disk, or is refused: `grant` says why."""
+        ext = start.ext or StartTerms()
         with suppress(GrantError):
-            return None if asked.dirs or self._always else grant(asked, self._ceiling)
+            return None if self._looks(ext) else Granted(grant(ext.permissions, self._ceiling))
         return None
 
-    async def grant(self, asked: Permissions) -> Permissions:
-        """Return the grant. Raises GrantError. Cancelling leaves a thread that waits for a dead disk behind."""
-        if not (asked.dirs or self._always):
-            return grant(asked, self._ceiling)
-        return await anyio.to_thread.run_sync(
-            grant, asked, self._ceiling, abandon_on_cancel=True, limiter=self._looking
-        )
+    async def grant(self, start: Start) -> Granted:
+        """Return what a task is given. Raises GrantError. Cancelled, it leaves a thread to its dead disk."""
+        ext = start.ext or StartTerms()
+        if not self._looks(ext):
+            return Granted(grant(ext.permissions, self._ceiling))
+        return await anyio.to_thread.run_sync(self._granted, ext, abandon_on_cancel=True, limiter=self._looking)
+
+    def _looks(self, ext: StartTerms) -> bool:
+        return self._always or bool(ext.permissions.dirs or ext.secrets)
+
+    def _granted(self, ext: StartTerms) -> Granted:
+        permissions = grant(ext.permissions, self._ceiling)
+        try:
+            return Granted(permissions, resolve(ext.secrets, self._ceiling.vault))
+        except SecretError as error:
+            raise GrantError(str(error), error.reason) from None
 
 
 def grant(asked: Permissions, ceiling: Ceiling) -> Permissions:

@@ -18,6 +18,7 @@ from proplet.agent.runtime import RuntimeSettings
 from proplet.agent.runtime_settings import default_own_workers
 from proplet.agent.shell import ShellSettings
 from proplet.agent.task_logs import LogLimits
+from proplet.agent.task_secrets import Vault
 from proplet.agent.terms import NodeLimits
 from proplet.agent.topics import Route, Topics
 from proplet.oci.settings import HostSettings, RegistrySettings
@@ -177,12 +178,14 @@ def ceiling_of(settings: NodeSettings) -> Ceiling:
         for number, allowed in enumerate(given.dirs)
     )
     usual = (source.config_dir / "proplet.toml",) if source.config_dir else ()
+    file = str(next(iter((*source.files, *usual)), "the configuration file"))
     return Ceiling(
         dirs,
         http=ANYWHERE in given.http,
         tcp=ANYWHERE in given.tcp,
         own=own_paths(settings),
-        file=str(next(iter((*source.files, *usual)), "the configuration file")),
+        file=file,
+        vault=Vault(given.secrets, settings.agent.secrets_dir, source.credentials_dir, file),
     )
 
 

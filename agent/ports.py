@@ -150,7 +150,7 @@ class Job:
     export: str
     inputs: Sequence[str] = ()
     argv: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
     limits: GuestLimits = field(default_factory=GuestLimits)
     permissions: Permissions = field(default_factory=Permissions)
     stdin: bytes = b""

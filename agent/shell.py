@@ -42,16 +42,16 @@ from proplet.agent.events import (
     Tick,
     Waits,
 )
-from proplet.agent.grants import Ceiling, GrantError, Grants
+from proplet.agent.grants import Ceiling, Granted, GrantError, Grants
 from proplet.agent.invocations import InvocationBounds, Invocations
 from proplet.agent.lifecycle import State
 from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEvent
 from proplet.agent.outbox import Outbox
 from proplet.agent.ports import Artefact, Job, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
 from proplet.agent.presence import Presence
-from proplet.agent.terms import NodeLimits, asked_by, job_of, wanted_by
+from proplet.agent.terms import NodeLimits, job_of, wanted_by
 from proplet.agent.topics import SHARED, Route, Topics
-from proplet.agent.wire import Permissions, PullPolicy, Reason
+from proplet.agent.wire import PullPolicy, Reason
 
 log = logging.getLogger(__name__)
 
@@ -202,11 +202,11 @@ class Shell:
         return wanted_by(effect, self._settings.pull_policy, self._settings.limits)
 
     def _at_hand(self, effect: Prepare) -> Event | None:
-        permissions = self._grants.at_once(asked_by(effect.start))
-        if permissions is None or (artefact := self._modules.ready(self._wanted(effect))) is None:
+        given = self._grants.at_once(effect.start)
+        if given is None or (artefact := self._modules.ready(self._wanted(effect))) is None:
             return None
         self._presence.began(effect.key, effect.start)
-        return self._prepared(effect, artefact, permissions)
+        return self._prepared(effect, artefact, given)
 
     async def _carry_out(self, steps: Sequence[Step], deliveries: Sequence[Delivery]) -> None:
         """Durable first, then acknowledged, then done."""
@@ -325,13 +325,13 @@ class Shell:
                 level = logging.WARNING if warning else logging.INFO
                 log.log(level, "task %s: %s", _on_one_line(task_id), _on_one_line(text))
 
-    def _prepared(self, effect: Prepare, artefact: Artefact, permissions: Permissions) -> ModuleReady | ModuleFailed:
+    def _prepared(self, effect: Prepare, artefact: Artefact, given: Granted) -> ModuleReady | ModuleFailed:
         key, start = effect.key, effect.start
         if start.latent and artefact.serves_http:
             self._presence.ended(key)
             return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
         self._jobs[key] = job_of(
-            key, start, artefact, self._settings.limits, permissions, proplet_id=self._presence.proplet_id
+            key, start, artefact, self._settings.limits, given, proplet_id=self._presence.proplet_id
         )
         return ModuleReady(key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind)
 
@@ -340,10 +340,10 @@ class Shell:
         event: Event = RunEnded(key, Outcome(Reason.STOPPED))
         with self._preparing[key]:
             try:
-                permissions = await self._grants.grant(asked_by(effect.start))
+                given = await self._grants.grant(effect.start)
                 self._runtime.warm()  # while the module is made ready
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
-                event = self._prepared(effect, artefact, permissions)
+                event = self._prepared(effect, artefact, given)
             except (GrantError, ModuleError) as error:
                 event = ModuleFailed(key, error.reason, str(error))
             except StorageError as error:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from proplet.agent.events import Prepare, RunKey
+from proplet.agent.grants import Granted
 from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleWanted
-from proplet.agent.wire import Permissions, PullPolicy, Start, StartTerms
+from proplet.agent.wire import PullPolicy, Start, StartTerms
 
 _N = TypeVar("_N", int, float)
 _MIB = 1024 * 1024
@@ -47,12 +48,10 @@ def _lower(wanted: _N | None, ceiling: _N | None) -> _N | None:
     return min(wanted, ceiling)
 
 
-def job_of(
-    key: RunKey, start: Start, artefact: Artefact, node: NodeLimits, permissions: Permissions, *, proplet_id: str
-) -> Job:
-    """Return the run that a start asks for, with the `permissions` that it was granted: see `grants`.
+def job_of(key: RunKey, start: Start, artefact: Artefact, node: NodeLimits, given: Granted, *, proplet_id: str) -> Job:
+    """Return the run that a start asks for, with what it was granted: see `grants`.
 
-    The guest's environment is the task's own and `PROPLET_ID`, no more.
+    The guest's environment is the task's own with its secrets, and `PROPLET_ID`, no more.
     """
     return Job(
         key=str(key),
@@ -60,15 +59,10 @@ def job_of(
         export=start.name,
         inputs=start.inputs,
         argv=start.cli_args,
-        env={"PROPLET_ID": proplet_id, **start.env},
+        env={"PROPLET_ID": proplet_id, **start.env, **given.secrets},
         limits=granted(start, node, serves=artefact.serves_http),
-        permissions=permissions,
+        permissions=given.permissions,
     )
-
-
-def asked_by(start: Start) -> Permissions:
-    """Return what a start asks to touch on the device."""
-    return (start.ext or StartTerms()).permissions
 
 
 def wanted_by(effect: Prepare, default: PullPolicy, node: NodeLimits) -> ModuleWanted:

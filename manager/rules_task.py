@@ -237,7 +237,6 @@ def frozen_changes(old: Task, new: Task, *, finished_too: bool = True) -> list[s
 
 _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
     ("encrypted", lambda s: s.encrypted),
-    ("envSecrets", lambda s: bool(s.env_secrets)),
     ("halStoragePath", lambda s: bool(s.hal_storage_path)),
     ("components (this file is one; core modules run)", lambda s: s.file[4:8] == _COMPONENT),
 )

@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 
 from proplet.agent import wire
-from proplet.agent.grants import AllowedDirectory, Ceiling
+from proplet.agent.events import RunKey
+from proplet.agent.grants import AllowedDirectory, Ceiling, Granted
+from proplet.agent.ports import Artefact, ModuleKind
+from proplet.agent.task_secrets import Vault
+from proplet.agent.terms import NodeLimits, job_of
 from proplet.agent.topics import Route
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
 from tests.agent.test_shell import Agent, open_agent
@@ -63,3 +67,29 @@ async def test_a_refused_latent_task_is_not_deployed(tmp_path: Path) -> None:
         said = await agent.link.until(lambda: agent.link.all(Route.RESULTS))
         assert said[0].ext.reason is Reason.PERMISSION_DENIED
         assert "agent.permissions.http" in said[0].error
+
+
+async def test_a_secret_of_the_device_reaches_the_guest_and_nothing_else_of_the_node(tmp_path: Path) -> None:
+    (tmp_path / "secrets/db").mkdir(parents=True)
+    (tmp_path / "secrets/db/password").write_text("s3cret\n")
+    (tmp_path / "secrets/db/password").chmod(0o600)
+    allowed = Ceiling(vault=Vault(("db/*",), tmp_path / "secrets"))
+    async with open_agent(tmp_path, permissions=allowed) as agent:
+        for number, secret in enumerate(("db/password", "db/missing", "other/password")):
+            ext = wire.StartTerms(attempt=1, secrets={"PASSWORD": secret})
+            fields = {"inputs": ("environment",), "file": module("component_command"), "ext": ext}
+            agent.deliver(Route.START, wire.Start(f"t{number}", "_start", env={"A": "1"}, **fields))
+        told = await agent.link.until(lambda: len(agent.link.all(Route.RESULTS)) == 3 and agent.link.all(Route.RESULTS))
+    given, missing, other = sorted(told, key=lambda result: result.task_id)
+    assert set(given.results.split()) == {"A=1", "PROPLET_ID=me", "PASSWORD=s3cret"}
+    assert missing.ext.reason is Reason.SECRET_UNAVAILABLE
+    assert other.ext.reason is Reason.PERMISSION_DENIED
+
+
+def test_what_a_job_shows_of_itself_holds_no_secret(tmp_path: Path) -> None:
+    artefact = Artefact("sha256:0", tmp_path, ModuleKind.CORE)
+    start = wire.Start("t", "main")
+    given = Granted(secrets={"A": "s3cret"})
+    job = job_of(RunKey("t", 1), start, artefact, NodeLimits(), given, proplet_id="me")
+    assert job.env["A"] == "s3cret"
+    assert "s3cret" not in f"{given!r}{job!r}"

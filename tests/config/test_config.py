@@ -303,6 +303,11 @@ def test_a_secret_file_that_cannot_be_read_is_a_problem_that_names_it(home: Path
     assert f"{path}:3: mqtt.client_key: {home}/not-there: the secret cannot be read" in said
 
 
+def test_a_secret_file_in_the_home_of_nobody_is_a_problem(home: Path) -> None:
+    env = environ(home, PROPLET_MQTT_CLIENT_KEY_FILE="~nobody-here/key")
+    assert "PROPLET_MQTT_CLIENT_KEY_FILE: mqtt.client_key: " in problems(None, env)
+
+
 def test_systemds_directories_are_used(home: Path) -> None:
     env = {"STATE_DIRECTORY": "/var/lib/proplet", "CACHE_DIRECTORY": "/var/cache/proplet",
            "RUNTIME_DIRECTORY": "/run/proplet", "CONFIGURATION_DIRECTORY": str(home)}  # fmt: skip

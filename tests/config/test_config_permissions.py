@@ -140,3 +140,19 @@ def test_no_ceiling_covers_what_the_node_lives_from(home: Path, name: str) -> No
     assert "no task is ever given" in refusal(settings(home, text), ask(home / name))
     given = settings(home, text, CREDENTIALS_DIRECTORY=str(home / "credentials"))
     assert "no task is ever given" in refusal(given, ask(home / "credentials"))
+
+
+def test_secrets_of_tasks_are_in_a_directory_that_no_task_is_given(home: Path) -> None:
+    (home / "secrets").mkdir()
+    text = """
+        agent.secrets_dir = "secrets"
+        [agent.permissions]
+        secrets = ["db/*"]
+        [[agent.permissions.dirs]]
+        host = "/"
+        """
+    (home / "proplet.toml").write_text(textwrap.dedent(text))
+    given = read(home / "proplet.toml", {"HOME": str(home), "PROPLET_BROKER": "true"}).settings
+    vault = ceiling_of(given).vault
+    assert (vault.allowed, vault.directory, vault.file) == (("db/*",), home / "secrets", str(home / "proplet.toml"))
+    assert "no task is ever given" in refusal(given, ask(home / "secrets"))

@@ -66,7 +66,6 @@ def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
     "spec",
     [
         {"encrypted": True},
-        {"env_secrets": {"A": {"name": "n", "key": "k"}}},
         {"hal_storage_path": "/x"},
         {"file": b"\0asm\x0d\0\x01\0"},
     ],
