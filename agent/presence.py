@@ -15,9 +15,11 @@ import anyio
 
 from proplet.agent import codec, wire
 from proplet.agent.events import RunKey
+from proplet.agent.lifecycle import State
 from proplet.agent.log_feed import LogFeed, LogSettings, Voice
 from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Link, Runtime, Stage
+from proplet.agent.restarts import started_at
 from proplet.agent.task_meter import TaskMeter
 from proplet.agent.topics import Route, Topics
 from proplet.agent.vitals import Vitals
@@ -61,6 +63,7 @@ class _Live:
     told: object = None
     running_since: float = 0.0  # monotonic; 0 is not running
     meter: TaskMeter | None = None  # while it runs
+    message: str = ""  # where it serves, for people
 
     def wants(self, topic: str) -> bool:
         return self.start.ext is not None and topic in self.start.ext.topics
@@ -101,8 +104,15 @@ class Presence:
         live = self._live.get(key)
         if live:
             now = time.monotonic()
-            live.stage, live.progress = "running", None
+            live.stage, live.progress, live.message = "running", None, ""
             live.running_since, live.meter = now, TaskMeter(live.start, now, self._vitals.total_memory_bytes)
+
+    def serves(self, key: RunKey, port: int) -> None:
+        """A task's guest accepts connections now."""
+        live = self._live.get(key)
+        if live:
+            live.stage, live.message = State.SERVING.value, started_at(port)
+            self._changed.set()
 
     def ended(self, key: RunKey) -> None:
         """A task is under way no more."""
@@ -192,13 +202,13 @@ class Presence:
     async def _tell_progress(self, link: Link) -> None:
         old_enough = time.monotonic() - _PROGRESS_S
         for key, live in list(self._live.items()):
-            now_told = (live.stage, live.progress)
+            now_told = (live.stage, live.progress, live.message)
             if live.since > old_enough or live.told == now_told or not live.wants("progress"):
                 continue
             live.told = now_told
             done, total = (live.progress.bytes_done, live.progress.bytes_total) if live.progress else (0, 0)
             message = wire.Progress(
-                self.proplet_id, key.task_id, live.start.attempt, live.stage, done, total, time.time()
+                self.proplet_id, key.task_id, live.start.attempt, live.stage, done, total, time.time(), live.message
             )
             await self.tell(link, Route.PROGRESS, message, self._settings.qos)
 

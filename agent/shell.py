@@ -35,6 +35,7 @@ from proplet.agent.events import (
     Run,
     RunEnded,
     RunKey,
+    Served,
     StartReceived,
     Step,
     StopReceived,
@@ -47,7 +48,19 @@ from proplet.agent.invocations import InvocationBounds, Invocations
 from proplet.agent.lifecycle import State
 from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEvent
 from proplet.agent.outbox import Outbox
-from proplet.agent.ports import Artefact, Job, Journal, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
+from proplet.agent.ports import (
+    Artefact,
+    Job,
+    Journal,
+    Link,
+    ModuleError,
+    Modules,
+    ModuleWanted,
+    Notice,
+    Runtime,
+    Serving,
+    StorageError,
+)
 from proplet.agent.presence import Presence
 from proplet.agent.terms import NodeLimits, job_of, wanted_by
 from proplet.agent.topics import SHARED, Route, Topics
@@ -371,7 +384,7 @@ class Shell:
         try:
             if key not in self._cancelled:
                 self._presence.running(key)
-                outcome = await self._runtime.run(job, speaker.hear)
+                outcome = await self._runtime.run(job, lambda notice: self._hear(key, speaker.hear, notice))
         except Exception as error:  # the same
             log.exception("task %s could not be run", _on_one_line(key.task_id))
             outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")
@@ -379,6 +392,12 @@ class Shell:
         speaker.end(outcome)
         self._presence.ended(key)
         self.put(RunEnded(key, outcome))
+
+    def _hear(self, key: RunKey, speaker: Callable[[Notice], None], notice: Notice) -> None:
+        speaker(notice)
+        if isinstance(notice, Serving):
+            self._presence.serves(key, notice.port)
+            self.put(Served(key, notice.port))
 
     def _cancel(self, key: RunKey) -> None:
         if (scope := self._preparing.get(key)) is not None:

@@ -96,6 +96,7 @@ class Hearing:
         if self._tell.task(result.task_id) is None:
             done()  # deleted, or another manager's
         else:
+            self._observed.logs.ended(result.task_id)
             self._tell.signal(result.task_id, Ended(result), done)
 
     def _inventory(self, inventory: Inventory) -> None:
@@ -136,8 +137,9 @@ class Hearing:
 
 
 def _standing(task: Task, state: str, message: str) -> tuple[bool, str | None]:
-    """Whether a proplet's word for a task's state means that it runs, or lies ready; and why it waits or where it serves, if told.
+    """Whether a proplet's word for a task's state means that it runs, or lies ready; and what it says to that.
 
+    That is why it waits, or where it serves.
     A latent task is running once it can be invoked; of any other, what a proplet holds is on its way.
     """
     rests = state in _RESTING
