@@ -15,7 +15,7 @@ from proplet.agent import host_ffi, wit
 from proplet.agent.component_exports import ASYNCHRONOUS
 
 # Without one of these nothing in the engine waits: clocks only make what `poll` waits for, and the standard streams are
-# never empty or full.
+# never empty or full. (A pipe in a granted directory can, as with preview 1.)
 _BLOCKING: Final = ("wasi:io/poll@", "wasi:sockets/", "wasi:http/outgoing-handler@")
 _HANDLER: Final = "wasi:http/incoming-handler@"
 _PRIMITIVES: Final = {

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from wasmtime import wat2wasm
 
@@ -70,6 +71,25 @@ async def test_a_status_of_its_own_is_kept_where_the_guest_can_say_one(node: Any
     for code in (0, 7, 255):
         outcome = await node.run(bytes(wat2wasm(EXIT.replace("STATUS", str(code)))), "_start")
         assert (outcome.exit_code, outcome.reason) == (code, Reason.EXIT_CODE if code else Reason.OK)
+
+
+async def test_each_of_many_at_once_ends_with_its_own_status_and_output(node: Any) -> None:
+    components = [bytes(wat2wasm(EXIT.replace("STATUS", str(code)))) for code in (3, 4)]
+    ends: list[tuple[int, int | None]] = []
+
+    async def end(number: int) -> None:
+        ends.append((number % 2 + 3, (await node.run(components[number % 2], "_start")).exit_code))
+
+    async def greet(number: int) -> None:
+        outcome = await node.run("component_greeter", "greet", f'"{number}"')
+        assert outcome.results == f'"Hello, {number}!"'
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(200):
+            tasks.start_soon(end, number)
+            tasks.start_soon(greet, number)
+    assert len(ends) == 200
+    assert all(wanted == got for wanted, got in ends)
 
 
 async def test_a_panic_is_a_trap_and_what_it_printed_is_kept(node: Any) -> None:
