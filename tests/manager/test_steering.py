@@ -16,11 +16,15 @@ async def test_commands_go_to_the_controller_that_is_at_work_and_are_refused_whe
     steering = Steering(lambda: now[-1] if now else None)
     with pytest.raises(StoreUnavailableError, match="not at work now"):
         await steering.start("uid")
+    with pytest.raises(StoreUnavailableError, match="not at work now"):
+        await steering.invoke("uid", (), {}, 1.0)
     assert steering.liveness("p").reason == "this manager is not at work"
     assert not any((steering.proplet_metrics("p"), steering.task_metrics("t"), steering.task_logs("t")))
     now.append(Controller(MemoryStore()))
     with pytest.raises(NotFoundError):
         await steering.stop("uid")
+    with pytest.raises(NotFoundError):
+        await steering.invoke("uid", (), {}, 1.0)
     assert steering.liveness("p").reason == "not known"
 
 
