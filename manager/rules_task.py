@@ -15,7 +15,6 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MODULE_GIVEN: Final = "a module is given"
 DEPENDENCIES_HAVE_A_GROUP: Final = "dependencies have a group"
 WASM_MAGIC: Final = b"\0asm"
-_COMPONENT: Final = b"\x0d\x00\x01\x00"
 _METADATA_CHARACTERS: Final = 1024 * 1024
 
 
@@ -238,7 +237,6 @@ def frozen_changes(old: Task, new: Task, *, finished_too: bool = True) -> list[s
 _NOT_YET: Final[tuple[tuple[str, Callable[[TaskSpec], bool]], ...]] = (
     ("encrypted", lambda s: s.encrypted),
     ("halStoragePath", lambda s: bool(s.hal_storage_path)),
-    ("components (this file is one; core modules run)", lambda s: s.file[4:8] == _COMPONENT),
 )
 
 

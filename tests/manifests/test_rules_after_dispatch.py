@@ -56,6 +56,7 @@ def test_a_finished_task_may_change_where_it_is_started_again_by_hand() -> None:
 def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
     assert unsupported(NEW) is None
     assert unsupported(changed(NEW, broadcast=True, latent=True)) is None
+    assert unsupported(changed(NEW, file=b"\0asm\x0d\0\x01\0")) is None
     assert unsupported(changed(NEW, permissions=Permissions(http=("*",), tcp=("*",)))) is None
     assert unsupported(changed(NEW, file=b"")) == "it has no module: upload one, or set its image URL"
     told = unsupported(changed(NEW, schedule="* * * * *", depends_on=("a",), hal_storage_path="/x", encrypted=True))
@@ -67,7 +68,6 @@ def test_what_this_version_cannot_run_is_said_in_one_line() -> None:
     [
         {"encrypted": True},
         {"hal_storage_path": "/x"},
-        {"file": b"\0asm\x0d\0\x01\0"},
     ],
 )
 def test_each_feature_that_is_not_done_yet_is_named(spec: dict[str, object]) -> None:
