@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import anyio
 
-from proplet.agent.wire import InvokeResult, LogLines, PropletMetrics, TaskMetrics
+from proplet.agent.wire import InvokeResult, PropletMetrics, TaskMetrics
 from proplet.manager.announcer import Announcer
 from proplet.manager.book import HOLD_S, Book, goes_on, matters_to_others
 from proplet.manager.bus import BusEvent, Down, Heard, Up
@@ -47,6 +47,7 @@ from proplet.manager.ports import (
     EventSink,
     GoneError,
     Liveness,
+    Printed,
     RefusedError,
     Store,
     StoreUnavailableError,
@@ -101,7 +102,9 @@ class Controller:
         self._roster = Roster(store, self._registry, self._now, self._on_proplet_news, self._announcer)
         self._observed = Observed()
         self._errands = Errands(self._policy)
-        self._invoking = Invoking(book.get, lambda proplet_id: self.liveness(proplet_id).alive, start_of)
+        self._invoking = Invoking(
+            book.get, lambda proplet_id: self.liveness(proplet_id).alive, start_of, self._policy.confirm_s
+        )
         tell = Tell(
             self._signal, self._unwanted, book.get, book.was_deleted, book.held_by, answered=self._invoking.heard
         )
@@ -422,6 +425,10 @@ class Controller:
         """Return a task's last metrics, oldest first."""
         return self._observed.tasks.of(uid)
 
-    def task_logs(self, uid: str) -> Sequence[LogLines]:
-        """Return a task's last output lines, oldest first."""
-        return self._observed.logs.of(uid)
+    def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
+        """Return a task's last output after the number `since`, oldest first."""
+        return self._observed.logs.of(uid, since)
+
+    async def task_printed(self, uid: str) -> None:
+        """Return when there is more output of a task."""
+        await self._observed.logs.grown(uid)

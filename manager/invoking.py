@@ -43,7 +43,10 @@ class Invoking:
         find: Callable[[str], Task | None],
         alive: Callable[[str], bool],
         start_of: Callable[[Task, str], Start],
+        away_s: float,
     ) -> None:
+        """`away_s`: how long a proplet may take to be heard of; this manager may have started just now."""
+        self._away_s = away_s
         self._find = find
         self._alive = alive
         self._start_of = start_of
@@ -77,9 +80,11 @@ class Invoking:
         asked = ""
         with anyio.move_on_after(timeout_s):
             await self._ready(uid)
-            told, pause = set[str](), _FIRST_PAUSE_S
+            told, pause, since = set[str](), _FIRST_PAUSE_S, anyio.current_time()
             while True:
                 places = self._places(uid)
+                if not places and anyio.current_time() - since >= self._away_s:
+                    raise InvocationError("no_proplet", "no proplet that has the task is there now; try again later")
                 for asked in places:
                     answer = await self._ask(asked, uid, inputs, env)
                     if LACKING not in (answer.error or ""):
@@ -110,17 +115,17 @@ class Invoking:
             await anyio.sleep(_LOOK_S)
 
     def _places(self, uid: str) -> list[str]:
-        """The proplets to ask, in order."""
+        """The proplets to ask, in order; those that are not heard of are left out."""
         task = self._find(uid)
         if task is None or task.status.phase not in (Phase.SCHEDULED, Phase.RUNNING):
             raise InvocationError("not_running", "the task has ended meanwhile")
-        if not task.spec.broadcast:
-            return [task.status.proplet_id or ""]
-        open_phases = (Phase.SCHEDULED.value, Phase.RUNNING.value)
-        places = [str(e["proplet_id"]) for e in task.status.broadcast_results if e.get("phase") in open_phases]
+        places = [task.status.proplet_id or ""]
+        if task.spec.broadcast:
+            open_phases = (Phase.SCHEDULED.value, Phase.RUNNING.value)
+            places = [str(e["proplet_id"]) for e in task.status.broadcast_results if e.get("phase") in open_phases]
         alive = [place for place in places if self._alive(place)]
-        if not alive:
-            raise InvocationError("no_proplet", f"none of the {len(places)} proplets of {task.meta.name} is alive now")
+        if len(alive) <= 1:
+            return alive
         turn = self._turns.pop(uid, 0) % len(alive)
         self._turns[uid] = turn + 1
         while len(self._turns) > _TURNS_KEPT:

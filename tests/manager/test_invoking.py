@@ -140,6 +140,17 @@ async def test_a_task_that_finds_no_proplet_says_so_when_the_time_is_over(node: 
         await invoke(node, task, timeout_s=0.1)
 
 
+async def test_a_proplet_that_is_away_is_waited_for_and_not_for_long(node: Node) -> None:
+    pi = node.proplet("pi-1")
+    task = await deployed(node)
+    pi.vanish()
+    with pytest.raises(InvocationError, match="no proplet that has the task is there now") as refused:
+        await invoke(node, task)
+    assert refused.value.reason == "no_proplet"
+    pi.appear()
+    assert (await invoke(node, task)).error is None
+
+
 async def test_a_broker_that_refuses_is_told_at_once(node: Node) -> None:
     node.proplet("pi-1")
     task = await deployed(node)
