@@ -203,6 +203,4 @@ def _verify(job: Job) -> None:
 
 
 def _taken(host: ports.Host, port: int) -> str:
-    return (
-        f"port {port} of {host} is taken: give the task another with --port, or none, so that it gets one that is free"
-    )
+    return f"port {port} of {host} is taken: give the task another with --port, or none for one that is free"

@@ -6,7 +6,7 @@ Place in the flow: `program` decides what is started; here a child that was star
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
@@ -48,10 +48,11 @@ class Live:
     _kill_at: float = _FOREVER
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _watch: Watch | None = None
+    _cpu_before_s: float = 0.0
 
     async def follow(self, child: ProgramChild) -> None:
         """Follow a child to its end, which `code` then tells. Cancelled, it kills the child."""
-        self.child, self.code, self.begun_at = child, None, time.monotonic()
+        self.child, self.code, self.begun_at, self.serves = child, None, time.monotonic(), False
         self.tail.clear()
         self._watch = Watch(child.pid, self.settings.compile_bytes)
         self._watch.begin()
@@ -62,18 +63,19 @@ class Live:
                 tasks.start_soon(child.listen, self._hear)
                 tasks.start_soon(self._mind, child)
                 self.code = await child.wait()
+                self._measure_all(child)
                 self._changed.set()
         finally:
             self.child = self._watch = None
             await child.aclose()
 
-    def end(self, reason: Reason, why: str) -> None:
-        """End it soon; the first reason is the one that counts. Requests under way may come to their end."""
+    def end(self, reason: Reason, why: str, *, now: bool = False) -> None:
+        """End it soon, for the first reason that is given; unless `now`, requests under way may come to their end."""
         if self.ending is not None:
             return
         self.ending, self.why = reason, why
         if self.child is not None:
-            self.child.send(signal.SIGINT if self.serves else signal.SIGKILL)
+            self.child.send(signal.SIGINT if self.serves and not now else signal.SIGKILL)
             self._kill_at = time.monotonic() + self.settings.stop_s
         self._changed.set()
 
@@ -89,8 +91,12 @@ class Live:
         return "\n".join(self.tail.decode(errors="replace").strip().splitlines()[-5:])
 
     def _hear(self, stream: str, data: bytes) -> None:
-        kept = self.said[stream]
-        kept += data[: max(0, self.job.limits.output_bytes - len(kept))]
+        kept, most = self.said[stream], self.job.limits.output_bytes
+        if self.job.daemon:  # of what stays, the last is of interest
+            kept += data
+            del kept[: max(0, len(kept) - most)]
+        else:
+            kept += data[: max(0, most - len(kept))]
         if stream == "stderr":
             self.tail += data
             del self.tail[:-_TAIL_BYTES]
@@ -102,6 +108,7 @@ class Live:
         wall_s = self.job.limits.wall_s
         while self.code is None and watch is not None:
             now = time.monotonic()
+            self._measure(watch)
             if now >= self._kill_at:
                 child.send(signal.SIGKILL)
             if self.ending is None:
@@ -114,7 +121,6 @@ class Live:
                 if wall_s is not None and now - self.begun_at > wall_s:
                     self.end(Reason.TIMEOUT, f"ended after {wall_s:g} s, its limit of time")
                 self._see_limits(watch)
-            self.measured = watch.measured() if watch.measured().cpu_s is not None else self.measured
             pause_s = _READY_LOOK_S if self.port is not None and not self.serves else watch.pause_s
             due = min(self._kill_at, _FOREVER if wall_s is None else self.begun_at + wall_s)
             if due > now:
@@ -124,11 +130,23 @@ class Live:
             if self._changed.is_set():
                 self._changed = anyio.Event()
 
+    def _measure(self, watch: Watch) -> None:
+        measured = watch.measured()
+        if measured.peak_bytes is not None:  # else it has just ended
+            self.measured = measured
+
+    def _measure_all(self, child: ProgramChild) -> None:
+        """The kernel has measured what ended; its peak includes the compiling, a service's is the last one seen."""
+        peak_bytes = self.measured.peak_bytes if self.serves else child.peak_bytes
+        self.measured = replace(self.measured, cpu_s=child.cpu_s - self._cpu_before_s, peak_bytes=peak_bytes)
+
     def _look_whether_it_serves(self, child: ProgramChild, watch: Watch, now: float) -> Watch:
         assert self.port is not None
         if listens(child.pid, self.port):
             self.serves, self.begun_at = True, now
-            Gauge(child.pid).forget_peak()
+            gauge = Gauge(child.pid)
+            gauge.forget_peak()
+            self._cpu_before_s = gauge.cpu_s() or 0.0
             # What it needed to compile is not the guest's.
             watch = self._watch = Watch(child.pid, self.settings.allowance_bytes + (watch.private_bytes or 0))
             watch.begin()
@@ -140,13 +158,12 @@ class Live:
     def _see_limits(self, watch: Watch) -> None:
         excess = watch.excess(self.job.limits)
         if excess == "cpu_limit":
-            self.end(Reason.CPU_LIMIT, f"ended after {self.job.limits.cpu_s or 0:g} s of CPU time, its limit")
+            self.end(Reason.CPU_LIMIT, f"ended after {self.job.limits.cpu_s or 0:g} s of CPU time, its limit", now=True)
         elif excess is not None:
             held, allowed = (watch.private_bytes or 0) / 2**20, self.job.limits.memory_bytes / 2**20
-            self._kill_at = 0.0
             self.end(
                 Reason.MEMORY_LIMIT,
                 f"ended because its program held {held:.0f} MiB: the guest may have {allowed:.0f} MiB of memory, all "
                 "its requests together",
+                now=True,
             )
-            self._kill_at = 0.0

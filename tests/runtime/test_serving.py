@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,38 @@ def _ask(port: int, path: str, body: str | None, timeout_s: float) -> tuple[int,
         connection.close()
 
 
+def machine_code(cache: Path) -> dict[Path, int]:
+    """The program's compiled modules, and when each was written."""
+    files = (path for path in (cache / "compiled").rglob("*") if path.is_file() and path.stat().st_size > 100_000)
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _ask_in_vain(port: int, path: str) -> None:
+    with suppress(OSError, HTTPException):
+        _ask(port, path, None, 20)
+
+
+@contextmanager
+def listening(port: int) -> Iterator[None]:
+    """Somebody else has a port."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        yield
+
+
+def listeners(port: int) -> list[str]:
+    """The addresses on which somebody listens at a port, of the fourth version."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    hosts = [row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+    return [socket.inet_ntoa(bytes.fromhex(host)[::-1]) for host in hosts]
+
+
 @asynccontextmanager
 async def serving(runtime: EitherRuntime, job: Job) -> AsyncIterator[Service]:
     """A guest that accepts requests; it is stopped at the end."""
@@ -158,4 +190,271 @@ async def test_a_component_serves_on_the_first_free_port_until_it_is_stopped(
         outcome = await service.stop()
         assert (outcome.reason, outcome.error) == (Reason.STOPPED, "stopped before completion")
         assert outcome.cpu_s > 0
-        assert not Path(f"/proc/{pid}").exists()
+        assert not exists(pid)
+
+
+async def test_two_services_have_two_ports_and_a_stopped_ones_is_free_again(
+    node: Node, runtime: EitherRuntime, settings: ProgramSettings
+) -> None:
+    first_port = settings.allowed.first
+    async with serving(runtime, await service_job(node)) as first:
+        async with serving(runtime, await service_job(node)) as second:
+            assert (first.port, second.port) == (first_port, first_port + 1)
+            assert (await first.ask("/"))[0] == (await second.ask("/"))[0] == 200
+        assert (await first.stop()).reason is Reason.STOPPED
+    async with serving(runtime, await service_job(node)) as third:
+        assert third.port == first_port
+
+
+async def test_ports_that_others_have_are_passed_over_until_none_is_left(
+    node: Node, runtime: EitherRuntime, settings: ProgramSettings
+) -> None:
+    first, last = settings.allowed.first, settings.allowed.last
+    with listening(first), listening(first + 1):
+        async with serving(runtime, await service_job(node)) as service:
+            assert service.port == first + 2
+        with listening(first + 2), listening(last):
+            outcome = await runtime.run(await service_job(node))
+            assert outcome.reason is Reason.PORT_TAKEN
+            assert f"no port from {first} to {last} is free on 127.0.0.1" in outcome.error
+
+
+async def test_a_port_that_is_asked_for_is_had_or_the_task_fails(node: Node, runtime: EitherRuntime) -> None:
+    (port,) = free_ports(1)
+    for argv in (
+        ["--port", str(port)],
+        [f"--port={port}"],
+        ["--addr", f"0.0.0.0:{port}"],
+        [f"--addr=127.0.0.1:{port}"],
+    ):
+        async with serving(runtime, await service_job(node, argv=argv)) as service:
+            assert service.ports == [port]
+            outcome = await runtime.run(await service_job(node, argv=argv))
+            assert outcome.reason is Reason.PORT_TAKEN
+    with listening(port):
+        outcome = await runtime.run(await service_job(node, argv=argv))
+        assert (outcome.reason, outcome.error) == (
+            Reason.PORT_TAKEN,
+            f"port {port} of 127.0.0.1 is taken: give the task another with --port, or none for one that is free",
+        )
+
+
+async def test_it_listens_on_this_machine_only_unless_the_node_says_otherwise(
+    node: Node, runtime: EitherRuntime, settings: ProgramSettings
+) -> None:
+    async with serving(
+        runtime, await service_job(node, argv=["--addr", f"0.0.0.0:{settings.allowed.first}"])
+    ) as service:
+        assert listeners(service.port) == ["127.0.0.1"]
+    outcome = await runtime.run(await service_job(node, argv=["--addr", "192.0.2.1:9000"]))
+    assert outcome.reason is Reason.PERMISSION_DENIED
+    assert "[runtime.http] host" in outcome.error
+    opened = replace(settings, allowed=replace(settings.allowed, host="0.0.0.0"))
+    async with (
+        open_programs(opened, node.runtime, 4) as everywhere,
+        serving(everywhere, await service_job(node)) as service,
+    ):
+        assert listeners(service.port) == ["0.0.0.0"]
+
+
+async def test_a_program_that_is_killed_ends_the_run_which_says_so(node: Node, runtime: EitherRuntime) -> None:
+    async with serving(runtime, await service_job(node)) as service:
+        await service.ask("/say/this")
+        os.kill(service.pid, signal.SIGKILL)
+        outcome = await service.end()
+        assert outcome.reason is Reason.WORKER_CRASHED
+        assert "was killed by SIGKILL" in outcome.error
+        assert "muttered this" in outcome.error
+
+
+async def test_requests_under_way_come_to_their_end_when_it_is_stopped(node: Node, runtime: EitherRuntime) -> None:
+    async with serving(runtime, await service_job(node)) as service, anyio.create_task_group() as tasks:
+        answers: list[tuple[int, str]] = []
+
+        async def ask() -> None:
+            answers.append(await service.ask("/say-and-sleep/500"))
+
+        tasks.start_soon(ask)
+        await service.until(lambda: b"sleeps" in service.said("stdout"))
+        assert (await service.stop()).reason is Reason.STOPPED
+        assert service.ended[0].run_s < 2
+        with anyio.fail_after(5):
+            while not answers:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert answers == [(200, "slept")]
+
+
+async def test_one_that_does_not_heed_the_stop_is_killed(node: Node, settings: ProgramSettings) -> None:
+    async with (
+        open_programs(replace(settings, stop_s=0.3), node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node)) as service,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(anyio.to_thread.run_sync, _ask_in_vain, service.port, "/say-and-sleep/20000")
+        await service.until(lambda: b"sleeps" in service.said("stdout"))
+        began = time.monotonic()
+        assert (await service.stop()).reason is Reason.STOPPED
+        assert time.monotonic() - began < 3
+
+
+async def test_what_a_guest_prints_is_told_and_a_flood_costs_it_its_speed_only(
+    node: Node, runtime: EitherRuntime
+) -> None:
+    async with serving(runtime, await service_job(node, output_bytes=50_000)) as service:
+        await service.ask("/say/this")
+        await service.until(lambda: b"muttered this" in service.said("stderr"))
+        assert b"said this" in service.said("stdout")
+        assert (await service.ask("/flood/30000"))[0] == 200
+        await service.until(lambda: len(service.said("stdout")) > 3_000_000)
+        assert (await service.ask("/"))[0] == 200
+        outcome = await service.stop()
+        assert len(outcome.stdout) == 50_000
+        assert b"29999" in outcome.stdout
+
+
+async def test_a_request_that_takes_too_long_or_too_much_memory_fails_and_the_service_lives(
+    node: Node, settings: ProgramSettings
+) -> None:
+    quick = replace(settings, terms=Terms(request_timeout_s=0.5))
+    async with (
+        open_programs(quick, node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node, memory_bytes=32 * MIB)) as service,
+    ):
+        for path in ("/spin", "/sleep/60000", "/hold/40/0", "/trap"):
+            began = time.monotonic()
+            assert (await service.ask(path))[0] == 500, path
+            assert time.monotonic() - began < 3, path
+            assert await service.ask("/") == (200, "hello\n")
+
+
+async def test_all_its_requests_together_may_not_take_more_than_its_memory(
+    node: Node, settings: ProgramSettings
+) -> None:
+    async with (
+        open_programs(replace(settings, allowance_bytes=16 * MIB), node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node, memory_bytes=32 * MIB)) as service,
+    ):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(anyio.to_thread.run_sync, _ask_in_vain, service.port, "/hold/20/5000")
+            outcome = await service.end()
+        assert outcome.reason is Reason.MEMORY_LIMIT
+        assert "may have 32 MiB" in outcome.error
+        assert outcome.peak_memory_bytes > 48 * MIB
+
+
+async def test_limits_of_time_end_a_service(node: Node, runtime: EitherRuntime) -> None:
+    async with serving(runtime, await service_job(node, wall_s=0.5)) as service:
+        outcome = await service.end()
+        assert (outcome.reason, outcome.error) == (Reason.TIMEOUT, "ended after 0.5 s, its limit of time")
+    async with serving(runtime, await service_job(node, cpu_s=0.5)) as service, anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, _ask_in_vain, service.port, "/spin")
+        outcome = await service.end()
+        assert outcome.reason is Reason.CPU_LIMIT
+
+
+async def test_it_reaches_no_network_unless_it_may(node: Node, runtime: EitherRuntime) -> None:
+    async with serving(runtime, await service_job(node)) as other:
+        async with serving(runtime, await service_job(node)) as service:
+            status, text = await service.ask(f"/fetch/127.0.0.1:{other.port}")
+            assert status == 500
+            assert "fetched" not in text
+        async with serving(runtime, await service_job(node, permissions=Permissions(http=("*",)))) as service:
+            assert await service.ask(f"/fetch/127.0.0.1:{other.port}") == (200, "fetched 200")
+
+
+async def test_it_has_the_directories_it_was_granted(node: Node, runtime: EitherRuntime, tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("found")
+    writable = Permissions(dirs=(DirectoryGrant(str(tmp_path), "/data", read_only=False),))
+    async with serving(runtime, await service_job(node, permissions=writable)) as service:
+        assert await service.ask("/read/data/note") == (200, "found")
+        assert (await service.ask("/write/data/other"))[0] == 200
+        assert (await service.ask("/read/etc/passwd"))[0] == 500
+    assert (tmp_path / "other").read_text() == "written"
+
+
+async def test_the_second_start_does_not_compile_again(node: Node, settings: ProgramSettings, tmp_path: Path) -> None:
+    compiled = []
+    async with open_programs(replace(settings, cache_dir=tmp_path / "cache"), node.runtime, 4) as runtime:
+        for _ in range(2):
+            async with serving(runtime, await service_job(node)) as service:
+                assert (await service.ask("/"))[0] == 200
+            compiled.append(machine_code(tmp_path / "cache"))
+    assert len(compiled[0]) == 1
+    assert compiled[1] == compiled[0], "it was written anew"
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_damaged_module_is_not_served(node: Node, runtime: EitherRuntime, tmp_path: Path) -> None:
+    job = await service_job(node)
+    damaged = tmp_path / "damaged.wasm"
+    damaged.write_bytes(job.artefact.wasm.read_bytes() + b"\0")
+    outcome = await runtime.run(replace(job, artefact=replace(job.artefact, wasm=damaged)))
+    assert outcome.reason is Reason.DIGEST_MISMATCH
+    outcome = await runtime.run(replace(job, artefact=replace(job.artefact, wasm=None)))
+    assert outcome.reason is Reason.MODULE_UNAVAILABLE
+
+
+async def test_a_job_that_is_cancelled_leaves_no_program_behind(node: Node, runtime: EitherRuntime) -> None:
+    service = Service(runtime, await service_job(node))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(service.run)
+        await service.until(lambda: service.ports)
+        pid = service.pid
+        tasks.cancel_scope.cancel()
+    assert not exists(pid)
+    assert runtime.programs.pids == []
+
+
+async def test_a_stop_before_the_program_is_there_is_heeded(node: Node, runtime: EitherRuntime) -> None:
+    job = await service_job(node)
+    async with anyio.create_task_group() as tasks:
+        service = Service(runtime, job)
+        tasks.start_soon(service.run)
+        await anyio.lowlevel.checkpoint()
+        runtime.stop(job.key)
+        assert (await service.end()).reason is Reason.STOPPED
+    assert service.ports == []
+
+
+async def test_more_services_than_the_node_has_room_for_are_refused(node: Node, settings: ProgramSettings) -> None:
+    async with (
+        open_programs(replace(settings, max_services=1), node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node)),
+    ):
+        outcome = await runtime.run(await service_job(node))
+        assert outcome.reason is Reason.OVERLOADED
+        assert "max_services" in outcome.error
+    async with open_programs(replace(settings, serves=False), node.runtime, 4) as runtime:
+        assert (await runtime.run(await service_job(node))).reason is Reason.PERMISSION_DENIED
+
+
+async def test_without_a_program_the_person_is_told_what_to_install(
+    node: Node, settings: ProgramSettings, tmp_path: Path
+) -> None:
+    async with open_programs(replace(settings, program=str(tmp_path / "none")), node.runtime, 4) as runtime:
+        outcome = await runtime.run(await service_job(node))
+        assert outcome.reason is Reason.NOT_SUPPORTED
+        assert "[runtime] program" in outcome.error
+
+
+async def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
+    agent = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "tests.runtime.serving_child", str(tmp_path), str(free_ports(4)[0])],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with anyio.fail_after(60):
+            port, pid = map(int, (await anyio.to_thread.run_sync(agent.stdout.readline)).split())
+        assert (await anyio.to_thread.run_sync(_ask, port, "/", None, 10.0))[0] == 200
+        agent.kill()
+        with anyio.fail_after(10):
+            while exists(pid):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        with pytest.raises(ConnectionRefusedError):
+            await anyio.to_thread.run_sync(_ask, port, "/", None, 10.0)
+    finally:
+        agent.kill()
+        agent.wait()
+        agent.stdout.close()

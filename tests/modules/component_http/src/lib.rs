@@ -36,6 +36,11 @@ impl Guest for Service {
                 subscribe_duration(Duration::from(number(argument)) * 1_000_000).block();
                 Ok("slept".into())
             }
+            "say-and-sleep" => {
+                println!("sleeps");
+                subscribe_duration(Duration::from(number(argument)) * 1_000_000).block();
+                Ok("slept".into())
+            }
             "spin" => loop {
                 black_box(0);
             },
