@@ -203,7 +203,9 @@ def _run_command(add: Add) -> None:
     run = add("run", "cli_run:run", "run one module now, without a broker: results on stdout, cost on stderr")
     run.add_argument("--invoke", metavar="NAME", help="the export to call (default: main, run or _start)")
     run.add_argument("--timeout", metavar="TIME", help="stop it after this time, such as 5s")
-    run.add_argument("--env", metavar="K=V", action="append", default=[], help="a variable for the guest; repeatable")
+    run.add_argument(
+        "--env", metavar="K=V", action="append", default=[], help="a variable for the guest; K alone: as it is here"
+    )
     run.add_argument(
         "--dir",
         metavar="HOST::GUEST",
@@ -213,7 +215,7 @@ def _run_command(add: Add) -> None:
     )
     run.add_argument("--http", action="store_true", help="let it make HTTP requests, to anywhere")
     run.add_argument("--memory", metavar="SIZE", help="how much memory it may have, such as 64Mi")
-    run.add_argument("-i", "--stdin", action="store_true", help="give the guest this command's standard input")
+    run.add_argument("-i", "--stdin", action="store_true", help="let the guest read the terminal, too")
     run.add_argument("-q", "--quiet", action="store_true", help="no progress and no cost line")
     _config_option(run)
     run.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image such as ghcr.io/org/name:tag")

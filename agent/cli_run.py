@@ -5,6 +5,7 @@ of memory or output (what a shell shows for a process that aborted), 1 when ther
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import anyio
 
-from proplet.agent import parts, render
+from proplet.agent import cli_stdin, parts, render
 from proplet.agent.cli import FAILED, INTERRUPTED, OK, USAGE, CliError
 from proplet.agent.cli_exports import entry
 from proplet.agent.config import read
@@ -49,10 +50,9 @@ def run(options: argparse.Namespace) -> int:
     # The person at the terminal grants by themselves; the node's ceiling is for tasks that others send.
     http = (ANYWHERE,) if options.http else ()
     permissions = Permissions(dirs=tuple(_grant(text) for text in options.dir), http=http)
-    env = dict(_variable(text) for text in options.env)
-    stdin = sys.stdin.buffer.read() if options.stdin else b""
+    env = dict(pair for text in options.env if (pair := _variable(text)) is not None)
 
-    def job(artefact: Artefact) -> Job:
+    def job(artefact: Artefact, stdin: bytes) -> Job:
         # A command's program name; where it is no export, the usual entry points are taken.
         export, inputs = Path(options.module).name, options.args
         if options.invoke:
@@ -72,14 +72,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _run(
-    options: argparse.Namespace, settings: NodeSettings, data: bytes | None, job: Callable[[Artefact], Job]
+    options: argparse.Namespace, settings: NodeSettings, data: bytes | None, job: Callable[[Artefact, bytes], Job]
 ) -> int:
     began = time.monotonic()
     try:
         own_directory(settings.node.state_dir)
         async with open_modules(parts.modules_settings(settings)) as modules:
             artefact = await prepared(modules, options, data)
-            work = job(artefact)
+            work = job(artefact, await cli_stdin.given(artefact, asked=options.stdin))
             async with open_runtime(parts.runtime_settings(settings), modules) as runtime:
                 outcome = await runtime.run(work)
     except (ModuleError, StorageError) as error:
@@ -172,15 +172,18 @@ def _grant(text: str) -> DirectoryGrant:
     if not host or (separator and not guest):
         raise CliError(f"--dir {text}: write HOST::GUEST, or HOST::GUEST::ro to forbid writing", USAGE)
     if not Path(host).is_dir():
-        raise CliError(f"--dir {text}: {host} is no directory here", USAGE)
+        raise CliError(f"--dir {text}: {host} is no directory here")
     # The worker follows no link.
     return DirectoryGrant(str(Path(host).resolve()), guest or host, read_only=mode)
 
 
-def _variable(text: str) -> tuple[str, str]:
+def _variable(text: str) -> tuple[str, str] | None:
+    """Return name and value; of a name alone, this command's own value, and None if there is none."""
     name, separator, value = text.partition("=")
-    if not name or not separator:
-        raise CliError(f"--env {text}: write NAME=VALUE", USAGE)
+    if not name:
+        raise CliError(f"--env {text}: write NAME=VALUE, or NAME for the value it has here", USAGE)
+    if not separator:
+        return (name, os.environ[name]) if name in os.environ else None
     return name, value
 
 
