@@ -29,6 +29,7 @@ ANYWHERE: Final = "*"
 # /proc shows every process of this user, the node's environment among it.
 _NEVER: Final = Path("/proc")
 _LOOKS_AT_ONCE: Final = 4
+_MOST_DIRECTORIES: Final = 256  # each is an open file of the worker; the CRDs allow as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,11 @@ def _network(key: str, what: str, asked: tuple[str, ...], ceiling: Ceiling, *, a
 
 
 def _directories(asked: Permissions, ceiling: Ceiling) -> Iterator[DirectoryGrant]:
+    if len(asked.dirs) > _MOST_DIRECTORIES:
+        raise GrantError(
+            f"it asks for {len(asked.dirs)} directories (permissions.dirs), more than {_MOST_DIRECTORIES}",
+            Reason.INVALID_ARGUMENTS,
+        )
     places: set[str] = set()
     for ask in asked.dirs:
         if _place(ask.guest) in places:
@@ -187,15 +193,23 @@ def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGran
                 f"{who} {shown} (permissions.dirs), but that {relation} {kept}, which the node itself lives from and "
                 "no task is ever given, whatever the configuration allows: keep the tasks' files elsewhere"
             )
-    _must_be_a_directory(real, f"{who} {shown} (permissions.dirs)")
+    _must_be_usable(real, f"{who} {shown} (permissions.dirs)", read_only=ask.read_only)
     return DirectoryGrant(str(real), ask.guest, ask.read_only)
 
 
-def _must_be_a_directory(real: Path, said: str) -> None:
+def _must_be_usable(real: Path, said: str, *, read_only: bool) -> None:
+    why = ""
     try:
-        if real.is_dir():
-            return
-        why = "is no directory" if real.exists() else "is not there"
+        if not real.is_dir():
+            why = "is no directory" if real.exists() else "is not there"
+        elif not os.access(real, os.R_OK | os.X_OK, effective_ids=True):
+            why = f"cannot be read by the user of the node ({os.geteuid()})"
+        elif not read_only and not os.access(real, os.W_OK, effective_ids=True):
+            why = (
+                f"cannot be written to by the node: either not by its user ({os.geteuid()}), or its service sees the "
+                f"file system as read-only and needs ReadWritePaths={real}"
+            )
     except OSError as error:
         why = f"cannot be looked at: {error.strerror}"
-    raise GrantError(f"{said}, but on this node it {why}", Reason.INVALID_ARGUMENTS)
+    if why:
+        raise GrantError(f"{said}, but on this node it {why}", Reason.INVALID_ARGUMENTS)

@@ -1,5 +1,7 @@
 """What a task is given of what it asks for: held against the node's ceiling, on a real file system."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,28 @@ def test_what_the_node_lives_from_is_never_granted_whatever_the_ceiling(disk: Pa
 def test_the_processes_of_the_machine_are_never_granted() -> None:
     for host in ("/", "/proc", "/proc/self"):
         assert "no task is ever given" in refusal(ask(host), ceiling(Path("/")))
+
+
+@pytest.mark.parametrize(("mode", "read_only", "said"), [(0o555, False, "ReadWritePaths="), (0o333, True, "be read")])
+def test_what_the_node_itself_may_not_use_is_said_before_the_guest_runs(mode: int, read_only: bool, said: str) -> None:
+    before = os.geteuid()
+    with tempfile.TemporaryDirectory(prefix="p-") as name:  # pytest's own are closed to other users
+        Path(name).chmod(0o755)
+        data = Path(name, "data")
+        data.mkdir()
+        data.chmod(mode)
+        if before == 0:
+            os.seteuid(65534)  # root may do everything
+        try:
+            allowed = ceiling(data, read_only=False)
+            assert said in refusal(ask(data, read_only=read_only), allowed, Reason.INVALID_ARGUMENTS)
+        finally:
+            os.seteuid(before)
+
+
+def test_more_directories_than_a_worker_can_hold_are_refused(disk: Path) -> None:
+    many = Permissions(dirs=tuple(DirectoryGrant(str(disk / "data"), f"/{number}") for number in range(257)))
+    assert "more than 256" in refusal(many, ceiling(disk / "data"), Reason.INVALID_ARGUMENTS)
 
 
 def test_two_directories_cannot_be_in_one_place_of_the_guest(disk: Path) -> None:

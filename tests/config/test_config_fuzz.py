@@ -24,7 +24,7 @@ SCALARS = (
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 DOCUMENTS = st.recursive(
     st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
-    lambda inner: st.dictionaries(st.sampled_from(KEYS), VALUES | inner, max_size=4),
+    lambda inner: st.dictionaries(st.sampled_from(KEYS), VALUES | inner | st.lists(inner, max_size=2), max_size=4),
     max_leaves=8,
 )
 
