@@ -5,6 +5,7 @@ worker: nothing of it outlives the agent. A guest that serves gets the port that
 first free one of the node's range. Who else wants a port may be quicker: then it is the next.
 """
 
+import errno
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from proplet.agent.program_find import Program, ProgramMissingError, find
 from proplet.agent.program_live import Live
 from proplet.agent.program_outcome import ended, refused
 from proplet.agent.program_settings import ProgramSettings
+from proplet.agent.runtime_outcome import unsayable
 from proplet.agent.wire import Reason
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class Programs:
             raise ValueError(f"a job with the key {job.key!r} is running already")
         if self._closed:
             return Outcome(Reason.INTERRUPTED, error="the node is stopping")
+        if (text := _unsayable(job)) is not None:
+            return Outcome(Reason.INVALID_ARGUMENTS, error=text)
         live = self._live[job.key] = Live(job, tell, self._settings)
         try:
             return await (self._serve(live) if job.artefact.serves_http else self._run(live))
@@ -69,6 +73,9 @@ class Programs:
         except ProgramMissingError as error:
             return Outcome(Reason.NOT_SUPPORTED, error=str(error))
         except OSError as error:
+            if error.errno == errno.E2BIG:
+                text = "its arguments and environment are more than a program can be given"
+                return Outcome(Reason.INVALID_ARGUMENTS, error=text)
             return Outcome(Reason.INTERNAL, error=f"the program cannot be started: {error}")
         finally:
             del self._live[job.key]
@@ -178,6 +185,18 @@ class Programs:
         if self._settings.cache_dir is not None and self._cache_config is None:
             self._cache_config = await anyio.to_thread.run_sync(_cache_config, self._settings.cache_dir)
         await anyio.to_thread.run_sync(_verify, job)
+
+
+def _unsayable(job: Job) -> str | None:
+    """Why a job's texts cannot be given to a program, or None."""
+    for text in (job.export, *job.inputs, *job.argv, *job.env, *job.env.values()):
+        if "\0" in text:
+            return f"{text!r} has a zero byte, which no argument of a program may have"
+    for name in job.env:
+        if not name or "=" in name:
+            return f"{name!r} is no name of an environment variable"
+    text = unsayable(job)
+    return None if text is None else f"arguments and environment must be Unicode text, {text!r} is none"
 
 
 def _cache_config(directory: Path) -> Path:

@@ -11,17 +11,19 @@ from proplet.agent.program_start import REFUSED
 from proplet.agent.wire import Reason
 
 _NOTE: Final = "its program's peak, the engine included"
-# What the program says, in the order in which it is looked for.
+_TRAPPED: Final = 134  # the program's exit status after a trap
+_FUEL: Final = "wasm trap: all fuel consumed"
+# What the program says when it could not begin, in the order in which it is looked for.
 _SAYS: Final = (
-    (re.compile(r"wasm trap: all fuel consumed|wasm trap: interrupt"), Reason.CPU_LIMIT),
-    (re.compile(r"wasm trap:"), Reason.TRAP),
     (re.compile(r"unknown import|matching implementation was not found in the linker"), Reason.MISSING_IMPORT),
     (re.compile(r"exceeds memory limits"), Reason.MEMORY_LIMIT),
+    (re.compile(r"(?i)no func export named|no exported (func|instance) named"), Reason.UNKNOWN_EXPORT),
     (
-        re.compile(r"failed to find function|no export|no function .* in the component|not found in"),
-        Reason.UNKNOWN_EXPORT,
+        re.compile(
+            r"not enough arguments for|invalid digit found|invalid float literal|number too|interpreting parameters"
+        ),
+        Reason.INVALID_ARGUMENTS,
     ),
-    (re.compile(r"failed to parse|not enough arguments|too many arguments|invalid digit"), Reason.INVALID_ARGUMENTS),
 )
 
 
@@ -67,7 +69,9 @@ def _reason(live: Live) -> tuple[Reason, str | None]:
     if code == REFUSED and not live.serves:
         return Reason.NOT_SUPPORTED, text
     whole = live.tail.decode(errors="replace")
-    if not live.serves:
+    if code == _TRAPPED and "wasm trap:" in whole:
+        return (Reason.CPU_LIMIT if _FUEL in whole else Reason.TRAP), text
+    if code == 1 and not live.serves and "Error: " in whole:
         for pattern, reason in _SAYS:
             if pattern.search(whole):
                 return reason, text
