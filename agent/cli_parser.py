@@ -276,8 +276,11 @@ def _resource_commands(add: Add, server: _Parser) -> None:
     invoke.add_argument("--timeout", metavar="TIME", default="30s", help="how long to wait, at most 30s (default: 30s)")
     invoke.add_argument("name", metavar="NAME", help="the task")
     invoke.add_argument("args", metavar="ARGS", nargs="*", default=[], help="its inputs, instead of the task's own")
-    logs = task_command("logs", "show what a task printed, once it has ended", "the task")
-    logs.add_argument("-f", "--follow", action="store_true", help="wait until the task has ended")
+    logs = task_command("logs", "show what a task printed", "the task")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
+    logs.add_argument("--tail", metavar="N", help="begin with the last N lines (default: all that are kept)")
+    logs.add_argument("--since", metavar="TIME", help="begin with what was printed in the last TIME, like 10m")
+    logs.add_argument("--timestamps", action="store_true", help="begin each line with the time of the device")
     wait = task_command(
         "wait", "wait for a task or a job", "a task, or job/NAME, federatedjob/NAME, traininground/NAME"
     )

@@ -122,10 +122,10 @@ class Session:
                 raise CliError(str(error), TIMED_OUT) from error
             raise
 
-    def logs(self, namespace: str, name: str) -> Entries:
-        """Return a task's last output lines."""
+    def logs(self, namespace: str, name: str, since: int, wait_s: int) -> dict[str, Any]:
+        """Return a task's output after `since`, or what came of waiting for it."""
         with answered():
-            return Entries(self._client.logs(name, namespace))
+            return self._client.logs_since(name, namespace, since, wait_s)
 
     @contextmanager
     def watch(self, kind: str, namespace: str | None, name: str | None = None) -> "Iterator[Iterator[WatchEvent]]":

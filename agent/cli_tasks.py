@@ -5,20 +5,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from proplet.agent.cli import FAILED, NOT_FOUND, OK, TIMED_OUT, UNREACHABLE, USAGE, CliError
 from proplet.agent.cli_resources import absent, kind_and_names
 from proplet.agent.cli_session import DeadlineError, Session, deadline, run
 from proplet.agent.config_values import parse_duration
-from proplet.agent.render import Manifest, at, condition_message, one_line, printable
+from proplet.agent.render import Manifest, at, condition_message, moment, one_line, printable
+from proplet.agent.task_logs import without_escapes
 
 TERMINAL = ("completed", "failed", "skipped", "interrupted")
 WORKS = ("propellerjobs", "federatedjobs", "trainingrounds")
 _WORDS = {"propellerjobs": "job", "federatedjobs": "federated job", "trainingrounds": "training round"}
 _POLL_S = 0.5
 _PATIENCE_S = 10.0
+_WAIT_S = 20
 T = TypeVar("T")
+Entry = dict[str, Any]
 
 
 def start(options: argparse.Namespace) -> int:
@@ -82,26 +86,41 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def _logs(session: Session, options: argparse.Namespace) -> int:
-    seen: list[dict[str, Any]] = []
     _, name = _named(options, ("tasks",))
+    since_s, tail = _since(options), _tail(options)
     task = _known(session, "tasks", name, options)
-    while True:
-        # The phase is asked for first: what a finished task printed is there by then.
-        ended = at(task, "status.phase") in TERMINAL
-        now = list(_patiently(lambda: session.logs(options.namespace, name), options))
-        _print_lines(fresh(seen, now))
-        seen = now
-        if ended or not options.follow:
-            break
-        threading.Event().wait(_POLL_S)
-        task = _patiently(lambda: session.get("tasks", options.namespace, name), options)
-    if not seen:
+    printer = Printer(timestamps=options.timestamps, by_proplet=bool(at(task, "spec.broadcast")))
+    page = _patiently(partial(session.logs, options.namespace, name, 0, 0), options)
+    chosen = chosen_lines(page["items"], tail=tail, after=time.time() - since_s if since_s else 0.0)
+    printer.show(chosen)
+    printed = bool(page["items"])
+    while options.follow and not page["ended"]:
+        page = _patiently(partial(session.logs, options.namespace, name, page["next"], _WAIT_S), options)
+        printer.show(page["items"])
+        printed = printed or bool(page["items"])
+    if not printed:
+        task = _known(session, "tasks", name, options)
         session.say(f"no output of task {name} was sent here; it {_said(task)}")
         if _phase(task) not in TERMINAL:
-            session.say(f"what a task prints is sent when it ends: proplet logs -f {name}")
+            session.say(f"to see what it prints from now on: proplet logs -f {name}")
         if at(task, "status.results"):
             session.say(f"it has results: proplet describe task {name}")
     return OK
+
+
+def _since(options: argparse.Namespace) -> float:
+    try:
+        return parse_duration(options.since) if options.since else 0.0
+    except ValueError as error:
+        raise CliError(f"--since: {error}", USAGE) from error
+
+
+def _tail(options: argparse.Namespace) -> int | None:
+    if options.tail is None:
+        return None
+    if not (options.tail.isascii() and options.tail.isdigit()):
+        raise CliError(f"--tail: {options.tail!r} is not a number of lines", USAGE)
+    return min(int(options.tail[:9]), 10**9)
 
 
 def _patiently(ask: Callable[[], T], options: argparse.Namespace) -> T:
@@ -116,20 +135,42 @@ def _patiently(ask: Callable[[], T], options: argparse.Namespace) -> T:
         threading.Event().wait(_POLL_S)
 
 
-def fresh(before: Sequence[Any], now: Sequence[Any]) -> Sequence[Any]:
-    """Return what is new in a list of last things, of which the oldest may have gone meanwhile."""
-    for kept in range(min(len(before), len(now)), 0, -1):
-        if before[-kept:] == now[:kept]:
-            return now[kept:]
-    return now
+def chosen_lines(items: Sequence[Entry], *, tail: int | None, after: float) -> Sequence[Entry]:
+    """Return the last `tail` lines (None: all) of what was printed after a moment."""
+    found = [item for item in items if not after or (moment(item["at"]) or 0.0) >= after]
+    if tail is None:
+        return found
+    chosen: list[Entry] = []
+    for item in reversed(found):
+        lines = item["lines"][-tail:] if tail else []
+        tail -= len(lines)
+        if lines:
+            chosen.append({**item, "lines": lines})
+    return chosen[::-1]
 
 
-def _print_lines(entries: Sequence[dict[str, Any]]) -> None:
-    for entry in entries:
-        stream = sys.stderr if entry.get("stream") == "stderr" else sys.stdout
-        for line in entry.get("lines") or ():
-            stream.write(f"{printable(str(line))}\n")
-        stream.flush()
+class Printer:
+    """Shows output on the stream it was written to; says where it comes from when that is not always the same."""
+
+    def __init__(self, *, timestamps: bool, by_proplet: bool) -> None:
+        self._timestamps = timestamps
+        self._by_proplet = by_proplet
+        self._last: tuple[str, int | None] | None = None
+
+    def show(self, items: Sequence[Entry]) -> None:
+        """Print entries of an answer."""
+        for item in items:
+            stream = sys.stderr if item["stream"] == "stderr" else sys.stdout
+            origin = (str(item["proplet_id"]), item["attempt"])
+            if not self._by_proplet and self._last not in {None, origin}:
+                sys.stdout.flush()
+                sys.stderr.write(f"--- attempt {origin[1] or 1} on {printable(origin[0])} ---\n")
+            self._last = origin
+            before = f"[{printable(origin[0])}] " if self._by_proplet else ""
+            if self._timestamps:
+                before += f"{printable(str(item['at']))} "
+            stream.writelines(f"{before}{printable(without_escapes(str(line)))}\n" for line in item["lines"])
+            stream.flush()
 
 
 # --- wait --------------------------------------------------------------------------------------------------------

@@ -183,9 +183,17 @@ class Client:
         return self._json("POST", f"{_path('tasks', namespace, name)}/invoke", body, "application/json", _SLOWEST_S)
 
     def logs(self, name: str, namespace: str = "default") -> Sequence[dict[str, Any]]:
-        """Return a task's last output: ``{proplet_id, attempt, stream, lines}``, oldest first."""
-        items: Sequence[dict[str, Any]] = self._json("GET", f"{_path('tasks', namespace, name)}/logs")["items"]
+        """Return a task's last output: ``{proplet_id, attempt, stream, lines, at}``, oldest first."""
+        items: Sequence[dict[str, Any]] = self.logs_since(name, namespace)["items"]
         return items
+
+    def logs_since(self, name: str, namespace: str = "default", since: int = 0, wait_s: int = 0) -> dict[str, Any]:
+        """Return a task's output after `since`: ``{items, next, ended}``, `next` being what to go on from.
+
+        Where there is none it waits for it, `wait_s` seconds at the most and not beyond the end of the task.
+        """
+        path = _query(f"{_path('tasks', namespace, name)}/logs", since=since, wait=wait_s)
+        return self._json("GET", path, timeout_s=self._timeout_s + wait_s)
 
     def watch(
         self, kind: str, *, since: int | None = None, namespace: str | None = None, name: str | None = None

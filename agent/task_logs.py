@@ -178,9 +178,13 @@ def plain(text: str) -> str:
     """
     if text.isprintable():
         return text
-    if "\x1b" in text:
-        text = _ESCAPES.sub("", text)
+    text = without_escapes(text)
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_escapes(text: str) -> str:
+    """Return text without colours and other escape sequences of terminals."""
+    return _ESCAPES.sub("", text) if "\x1b" in text else text
 
 
 def _size(size: int) -> str:

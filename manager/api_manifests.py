@@ -1,14 +1,16 @@
 """Our own routes: resources as manifests, applied, read, deleted, started and stopped by kind, namespace and name."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proplet.agent.wire import LogLines
 from proplet.manager import rules
 from proplet.manager.api_http import (
     JSON,
@@ -24,14 +26,19 @@ from proplet.manager.api_http import (
     reply,
     streamed,
     unsupported,
+    whole,
 )
 from proplet.manager.api_routes import Context, Operation
 from proplet.manager.manifest import ManifestError, parse_documents, to_manifest
 from proplet.manager.model import Key, Kind, Meta, PropellerJob, Proplet, Resource, Task
-from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, Store, StoreError
+from proplet.manager.phases import TERMINAL
+from proplet.manager.ports import AlreadyExistsError, ConflictError, NotFoundError, Printed, Store, StoreError
 from proplet.manager.runs import have_job_end, let_job_go, merged
 
 _ATTEMPTS: Final = 8
+_LONGEST_WAIT_S: Final = 25.0  # below what proxies wait for an answer
+_LOOK_S: Final = 0.5  # how often it is looked whether a task has ended, by who waits for its lines
+_STRAGGLERS_S: Final = 0.5
 _YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml")
 _MAX_OBJECTS: Final = 1000
 
@@ -108,18 +115,49 @@ async def stop_job(context: Context, request: Request) -> Response:
 
 
 async def task_logs(context: Context, request: Request) -> Response:
-    """Answer a task's last output lines, as its proplets sent them, oldest first."""
+    """Answer a task's last output lines, as its proplets sent them, oldest first.
+
+    With `since` those after it; with `wait` it waits so long for them, or for the end of the task.
+    """
+    since, wait_s = whole(request, "since", 0), whole(request, "wait", 0)
+    if since is None or wait_s is None:
+        raise invalid("since must be the `next` of an earlier answer, and wait a whole number of seconds")
+    until = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
     task = await _task(context, request)
-    return reply({"items": [_logged(lines) for lines in context.control.task_logs(task.id)]})
+    while True:
+        found = context.control.task_logs(task.id, since)
+        ended, left_s = _has_ended(task), until - time.monotonic()
+        if found or ended or left_s <= 0 or context.closing.is_set():
+            break
+        with anyio.move_on_after(min(left_s, _LOOK_S)):
+            await context.control.task_printed(task.id)
+        task = await _task(context, request)
+    following = found[-1].number if found else since
+    return reply({"items": [_logged(printed) for printed in found], "next": following, "ended": ended})
 
 
-def _logged(lines: LogLines) -> dict[str, Any]:
+def _has_ended(task: Task) -> bool:
+    """Whether nothing more is to be expected: lines may arrive after the result, but not long after."""
+    return task.status.phase in TERMINAL and time.time() - task.status.finished_at > _STRAGGLERS_S
+
+
+def _logged(printed: Printed) -> dict[str, Any]:
+    lines = printed.lines
     return {
         "proplet_id": lines.proplet_id,
         "attempt": lines.attempt,
         "stream": lines.stream,
         "lines": list(lines.lines),
+        "at": _moment(printed.at),
     }
+
+
+def _moment(at: float) -> str:
+    try:
+        moment = datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError):  # a device may say anything
+        moment = datetime.fromtimestamp(0, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _key(request: Request) -> Key:
@@ -291,7 +329,8 @@ OPERATIONS = (
         task_logs,
         "Get a task's last output lines",
         answer="Logs",
-        errors=(404,),
+        parameters=("since:logs", "wait"),
+        errors=(400, 404),
         tag="manifests",
     ),
     Operation("GET", _ONE, get_resource, "Get a manifest", answer="Manifest", errors=(404,), tag="manifests"),

@@ -25,6 +25,8 @@ _PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
         "What to watch. Required.",
     ),
     "since": ({"type": "integer", "minimum": 0}, "The version to go on from; without it, all there is comes first."),
+    "since:logs": ({"type": "integer", "minimum": 0}, "The `next` of an earlier answer: only what came after it."),
+    "wait": ({"type": "integer", "minimum": 0}, "How many seconds to wait for lines, at most 25."),
     "dryRun": ({"type": "boolean", "default": False}, "Check and answer what would be done, do nothing."),
     "Last-Event-ID": ({"type": "integer"}, "The id of the last event that was seen; wins over `since`."),
 }

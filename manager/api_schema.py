@@ -205,6 +205,12 @@ def schemas() -> dict[str, Schema]:
         "attempt": {"type": ["integer", "null"]},
         "stream": {"enum": ["stdout", "stderr"]},
         "lines": _list(_TEXT),
+        "at": _MOMENT,
+    }
+    logs = {
+        "items": _list(_object(lines, "proplet_id", "attempt", "stream", "lines", "at")),
+        "next": _COUNT,
+        "ended": _FLAG,
     }
     broker = _object({"address": {"type": ["string", "null"]}, "connected": _FLAG}, "address", "connected")
     nullable_text: Schema = {"type": ["string", "null"]}
@@ -270,7 +276,7 @@ def schemas() -> dict[str, Schema]:
         "Applied": _object(
             {"items": _list(_object(applied, "kind", "namespace", "name", "action")), "dryRun": _FLAG}, "items"
         ),
-        "Logs": _object({"items": _list(_object(lines, "proplet_id", "attempt", "stream", "lines"))}, "items"),
+        "Logs": _object(logs, "items", "next", "ended"),
         "Event": _object({"type": event_types, "version": _COUNT, "object": _ref("Manifest")}, "type", "version"),
         "Health": _object({"status": {"enum": ["pass", "warn", "fail"]}, "checks": {"type": "object"}}, "status"),
         "Node": _object(

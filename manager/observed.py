@@ -1,13 +1,20 @@
 """What was last measured and printed, in memory and within bounds: metrics of proplets and tasks, output lines.
 
+Lines are numbered as they arrive, so that a reader can go on where it was. The numbers begin with the time of day: they
+grow over a restart, too.
+
 Gone after a restart, by design: a Pi's flash is not worn by what nobody may ever look at.
 """
 
+import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
+import anyio
+
 from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
+from proplet.manager.ports import Printed
 
 T = TypeVar("T")
 
@@ -15,6 +22,7 @@ MEASUREMENTS: Final = 100  # per proplet or task, the reference's history size
 SUBJECTS: Final = 500  # proplets, or tasks, of which any are kept
 LOG_BYTES_PER_TASK: Final = 256 * 1024
 LOG_BYTES: Final = 8 * 1024 * 1024
+_NUMBERS_PER_S: Final = 1_000_000  # more than arrive; and in this century below what JSON can carry
 
 
 class Rings(Generic[T]):
@@ -48,33 +56,60 @@ class Rings(Generic[T]):
 class Logs:
     """The last output of each task, bounded per task and in all."""
 
-    def __init__(self, per_task: int = LOG_BYTES_PER_TASK, in_all: int = LOG_BYTES) -> None:
+    def __init__(
+        self, per_task: int = LOG_BYTES_PER_TASK, in_all: int = LOG_BYTES, wall: Callable[[], float] = time.time
+    ) -> None:
         self._per_task = per_task
         self._in_all = in_all
-        self._lines: OrderedDict[str, deque[LogLines]] = OrderedDict()
+        self._wall = wall
+        self._number = int(wall() * _NUMBERS_PER_S)
+        self._lines: OrderedDict[str, deque[Printed]] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._news: dict[str, anyio.Event] = {}
         self._sizes: dict[str, int] = {}
         self._size = 0
 
     def add(self, lines: LogLines) -> None:
-        """Append lines; the oldest of the task, then the task silent for longest, make room."""
+        """Append lines; the oldest of the task, then the task ended, or else silent, for longest make room."""
         task, size = lines.task_id, _size(lines)
         if size > self._per_task:
             return
         kept = self._lines.setdefault(task, deque())
         self._lines.move_to_end(task)
-        kept.append(lines)
+        if kept and kept[-1].lines.attempt != lines.attempt:
+            self._ended.pop(task, None)  # it runs again
+        self._number += 1
+        kept.append(Printed(self._number, lines.at or self._wall(), lines))
         self._grow(task, size)
         while self._sizes[task] > self._per_task:
-            self._grow(task, -_size(kept.popleft()))
+            self._grow(task, -_size(kept.popleft().lines))
         while self._size > self._in_all:
-            self.forget(next(iter(self._lines)))
+            self.forget(next(iter(self._ended), None) or next(iter(self._lines)))
+        if news := self._news.pop(task, None):
+            news.set()
 
-    def of(self, task: str) -> Sequence[LogLines]:
-        """Return a task's lines, oldest first."""
-        return tuple(self._lines.get(task, ()))
+    def ended(self, task: str) -> None:
+        """A run of a task has ended: its lines make room before those of what runs."""
+        if task in self._lines:
+            self._ended[task] = None
+            self._ended.move_to_end(task)
+
+    def of(self, task: str, since: int = 0) -> Sequence[Printed]:
+        """Return a task's lines after the number `since`, oldest first; all if that number was never given."""
+        kept = self._lines.get(task, ())
+        if not 0 < since <= self._number:
+            return tuple(kept)
+        return tuple(printed for printed in kept if printed.number > since)
+
+    async def grown(self, task: str) -> None:
+        """Return when there are more lines of a task."""
+        await self._news.setdefault(task, anyio.Event()).wait()
 
     def forget(self, task: str) -> None:
         """Drop a task's lines."""
+        self._ended.pop(task, None)
+        if news := self._news.pop(task, None):
+            news.set()
         if self._lines.pop(task, None) is not None:
             self._size -= self._sizes.pop(task)
 

@@ -146,6 +146,15 @@ class Liveness:
     reason: str = ""  # why it is not alive: "no heartbeat for 41 s", "said offline"
 
 
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """Output of a task: `number` grows from message to message, `at` is the device's time in epoch seconds."""
+
+    number: int
+    at: float
+    lines: LogLines
+
+
 class Control(Protocol):
     """What the controller offers to the HTTP API beyond the store: commands, and what is only in memory.
 
@@ -192,8 +201,12 @@ class Control(Protocol):
         """Return a task's last metrics, oldest first; bounded, in memory."""
         ...
 
-    def task_logs(self, uid: str) -> Sequence[LogLines]:
-        """Return a task's last output lines as its proplet sent them, oldest first; bounded, in memory."""
+    def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
+        """Return a task's last output after the number `since`, oldest first; bounded, in memory."""
+        ...
+
+    async def task_printed(self, uid: str) -> None:
+        """Return when there is more output of a task (or none any more)."""
         ...
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from proplet.agent.wire import InvokeResult, LogLines, PropletMetrics, TaskMetrics
+import anyio
+
+from proplet.agent.wire import InvokeResult, PropletMetrics, TaskMetrics
 from proplet.manager.controller import Controller
 from proplet.manager.model import Task
-from proplet.manager.ports import Liveness, StoreUnavailableError
+from proplet.manager.ports import Liveness, Printed, StoreUnavailableError
 
 
 class Steering:
@@ -47,7 +49,14 @@ class Steering:
         control = self._current()
         return control.task_metrics(uid) if control else ()
 
-    def task_logs(self, uid: str) -> Sequence[LogLines]:
+    def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
         """See `Controller`."""
         control = self._current()
-        return control.task_logs(uid) if control else ()
+        return control.task_logs(uid, since) if control else ()
+
+    async def task_printed(self, uid: str) -> None:
+        """See `Controller`; never, while none is at work."""
+        if control := self._current():
+            await control.task_printed(uid)
+        else:
+            await anyio.sleep_forever()

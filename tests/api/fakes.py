@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import anyio
+
 from proplet.agent.wire import InvokeResult, LogLines, PropletMetrics, Reason, ResultTerms, TaskMetrics, Usage
 from proplet.manager.api import Api, ApiSettings, open_api
 from proplet.manager.api_routes import NodeState
@@ -16,6 +18,7 @@ from proplet.manager.ports import (
     Liveness,
     NoAnswerError,
     NotRunningError,
+    Printed,
     Store,
     StoreUnavailableError,
 )
@@ -84,8 +87,12 @@ class FakeControl:
     def task_metrics(self, uid: str) -> Sequence[TaskMetrics]:
         return self.tasks_metrics.get(uid, ())
 
-    def task_logs(self, uid: str) -> Sequence[LogLines]:
-        return self.logs.get(uid, ())
+    def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
+        numbered = enumerate(self.logs.get(uid, ()), 1)
+        return tuple(Printed(number, lines.at or 1.7e9, lines) for number, lines in numbered if number > since)
+
+    async def task_printed(self, uid: str) -> None:
+        await anyio.sleep_forever()
 
 
 class AwayStore(MemoryStore):

@@ -204,7 +204,7 @@ async def test_logs_of_a_task_under_way_say_when_they_come(node: Node, home: Pat
     await record(node, "one", phase=Phase.RUNNING)
     code, out, err = await proplet(home, "logs", "one")
     assert (code, out) == (0, "")
-    assert err.splitlines()[1] == "what a task prints is sent when it ends: proplet logs -f one"
+    assert err.splitlines()[1] == "to see what it prints from now on: proplet logs -f one"
 
 
 class Asked(dict[str, Sequence[LogLines]]):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proplet.agent import render
-from proplet.agent.cli_tasks import fresh
+from proplet.agent.cli_tasks import chosen_lines
 from proplet.agent.ports import Stage
 from proplet.agent.progress import progress
 
@@ -125,12 +125,13 @@ def test_a_description_shows_no_secret_and_leaves_names_of_variables_alone() -> 
     ]
 
 
-@given(
-    kept=st.lists(st.integers(0, 3), max_size=6), new=st.lists(st.integers(4, 9), max_size=4), gone=st.integers(0, 6)
-)
-def test_only_new_output_is_printed_again(kept: list[int], new: list[int], gone: int) -> None:
-    now = [*kept, *new][min(gone, len(kept)) :]
-    assert list(fresh(kept, now)) == new
+@given(entries=st.lists(st.lists(st.integers(), max_size=4), max_size=4), tail=st.integers(0, 20))
+def test_the_tail_of_what_was_printed_is_its_last_lines(entries: list[list[int]], tail: int) -> None:
+    items = [{"lines": lines, "at": f"2026-01-01T00:00:0{index}Z"} for index, lines in enumerate(entries)]
+    chosen = chosen_lines(items, tail=tail, after=0.0)
+    lines = [line for item in items for line in item["lines"]]
+    assert [line for item in chosen for line in item["lines"]] == (lines[-tail:] if tail else [])
+    assert chosen_lines(items, tail=None, after=1767225602.0) == items[2:]
 
 
 class Terminal(io.StringIO):

@@ -1,5 +1,7 @@
 """What is kept in memory stays within its bounds."""
 
+import anyio
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ def test_logs_stay_within_their_bytes(written: list[tuple[str, int]]) -> None:
     for task, size in written:
         logs.add(LogLines("pi", task, lines=("x" * size,)))
     kept = {task: logs.of(task) for task in "abcd"}
-    sizes = {task: sum(250 + len(line) for entry in entries for line in entry.lines) for task, entries in kept.items()}
+    sizes = {task: sum(250 + len(line) for e in entries for line in e.lines.lines) for task, entries in kept.items()}
     assert all(size <= 2000 for size in sizes.values())
     assert sum(sizes.values()) <= 5000
     for task in "abcd":
@@ -40,4 +42,44 @@ def test_the_last_lines_are_those_that_are_kept() -> None:
     logs = Logs(per_task=1000, in_all=5000)
     for n in range(10):
         logs.add(LogLines("pi", "t", lines=(f"line {n}",)))
-    assert [entry.lines[0] for entry in logs.of("t")] == ["line 7", "line 8", "line 9"]
+    assert _texts(logs) == ["line 7", "line 8", "line 9"]
+
+
+def _texts(logs: Logs, since: int = 0, task: str = "t") -> list[str]:
+    return [line for entry in logs.of(task, since) for line in entry.lines.lines]
+
+
+def test_a_reader_goes_on_where_it_was_and_gets_all_where_its_number_is_not_ours() -> None:
+    logs = Logs(wall=lambda: 1.7e9)
+    for n in range(4):
+        logs.add(LogLines("pi", "t", lines=(f"line {n}",), at=1.8e9 if n else 0.0))
+    first, second, *_, last = logs.of("t")
+    assert (first.at, second.at) == (1.7e9, 1.8e9)
+    assert _texts(logs, second.number) == ["line 2", "line 3"]
+    assert _texts(logs, last.number) == []
+    assert _texts(logs, last.number + 1) == [f"line {n}" for n in range(4)]
+    later = Logs(wall=lambda: 1.7e9 + 1)
+    later.add(LogLines("pi", "t", lines=("after a restart",)))
+    assert _texts(later, last.number) == ["after a restart"]
+
+
+def test_tasks_that_have_ended_make_room_first_the_one_ended_longest_ago_before_others() -> None:
+    logs = Logs(per_task=1000, in_all=1200)
+    for task in "abcd":
+        logs.add(LogLines("pi", task, 1, lines=("x" * 50,)))
+    for task in "cba":
+        logs.ended(task)
+    logs.add(LogLines("pi", "b", 2, lines=("again",)))
+    logs.add(LogLines("pi", "d", 1, lines=("y" * 50,)))
+    assert {task: len(logs.of(task)) for task in "abcd"} == {"a": 0, "b": 2, "c": 0, "d": 2}
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_more_is_woken_by_it_and_by_the_end_of_all() -> None:
+    logs = Logs()
+    for happens in (lambda: logs.add(LogLines("pi", "t", lines=("x",))), lambda: logs.forget("t")):
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(logs.grown, "t")
+                await anyio.wait_all_tasks_blocked()
+                happens()
