@@ -195,8 +195,8 @@ def _unsayable(job: Job) -> str | None:
     for name in job.env:
         if not name or "=" in name:
             return f"{name!r} is no name of an environment variable"
-    text = unsayable(job)
-    return None if text is None else f"arguments and environment must be Unicode text, {text!r} is none"
+    unknown = unsayable(job)
+    return None if unknown is None else f"arguments and environment must be Unicode text, {unknown!r} is none"
 
 
 def _cache_config(directory: Path) -> Path:

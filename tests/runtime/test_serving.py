@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -22,6 +22,7 @@ from proplet.agent.program_ports import Allowed
 from proplet.agent.program_runtime import EitherRuntime, ProgramSettings, open_programs
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
 from tests.runtime.conftest import Node
+from tests.support.ports import free_ports, listening
 
 pytestmark = pytest.mark.anyio
 
@@ -106,16 +107,6 @@ def _ask_in_vain(port: int, path: str) -> None:
         _ask(port, path, None, 20)
 
 
-@contextmanager
-def listening(port: int) -> Iterator[None]:
-    """Somebody else has a port."""
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", port))
-        other.listen()
-        yield
-
-
 def listeners(port: int) -> list[str]:
     """The addresses on which somebody listens at a port, of the fourth version."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -133,21 +124,6 @@ async def serving(runtime: EitherRuntime, job: Job) -> AsyncIterator[Service]:
         assert not service.ended, service.ended
         yield service
         runtime.stop(job.key)
-
-
-def free_ports(count: int) -> range:
-    """A range of ports of which each was free a moment ago."""
-    for first in range(20000 + os.getpid() % 10000, 60000, count):
-        with socket.socket() as probe:
-            try:
-                for port in range(first, first + count):
-                    with socket.socket() as other:
-                        other.bind(("127.0.0.1", port))
-                probe.bind(("127.0.0.1", first))
-            except OSError:
-                continue
-            return range(first, first + count)
-    raise AssertionError("no ports")
 
 
 @pytest.fixture(scope="session")
