@@ -14,6 +14,7 @@ wasmtime program opens for a component, not the engine in a worker) include UDP,
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from proplet.agent.wire import DirectoryGrant, Permissions, Reason, Start, Start
 ANYWHERE: Final = "*"
 # /proc shows every process of this user, the node's environment among it.
 _NEVER: Final = Path("/proc")
+# Who writes there writes what the node runs at its next start.
+_CODE: Final = (Path(sys.prefix), Path(__file__).parent)
 _LOOKS_AT_ONCE: Final = 4
 _MOST_DIRECTORIES: Final = 256  # each is an open file of the worker; the CRDs allow as many
 
@@ -185,7 +188,7 @@ def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGran
             f"{who} {shown} for writing (permissions.dirs), and agent.permissions.dirs ({covering[0].where}) allows "
             "reading only: ask with readOnly: true, or set read_only = false there"
         )
-    for own in (_NEVER, *ceiling.own):
+    for own in (_NEVER, *ceiling.own, *(() if ask.read_only else _CODE)):
         kept = Path(os.path.realpath(own))
         if real.is_relative_to(kept) or kept.is_relative_to(real):
             relation = "belongs to" if real.is_relative_to(kept) else "contains"

@@ -1,6 +1,7 @@
 """What a task is given of what it asks for: held against the node's ceiling, on a real file system."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_what_the_node_lives_from_is_never_granted_whatever_the_ceiling(disk: Pa
     (disk / "link").symlink_to("state/keys")
     said = refusal(ask(disk / host), ceiling(Path("/"), read_only=False, own=(disk / "state",)))
     assert "no task is ever given" in said
+
+
+def test_nobody_writes_to_the_nodes_own_program(disk: Path) -> None:
+    everything = ceiling(Path("/"), read_only=False)
+    assert grant(ask(sys.prefix), everything).dirs
+    for host in (sys.prefix, Path(sys.prefix).parent):
+        assert "no task is ever given" in refusal(ask(host, read_only=False), everything)
 
 
 def test_the_processes_of_the_machine_are_never_granted() -> None:
