@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from proplet.agent.events import RecoveredAttempt, RunKey, StartKind
+from proplet.agent.events import RecoveredAttempt, RunKey, Spent, StartKind
 from proplet.agent.lifecycle import State
 from proplet.agent.wire import Reason, RestartPolicy, Start
 
@@ -36,6 +36,7 @@ class Attempt:
     prepared: bool = False  # its module was ready once
     served: bool = False  # it accepted connections once
     port: int = 0  # where it does
+    spent: Spent = field(default_factory=Spent)  # by runs, or invocations, that have ended in this node's life
 
     @classmethod
     def recovered(cls, row: RecoveredAttempt, now: float) -> "Attempt":

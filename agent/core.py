@@ -21,6 +21,7 @@ from proplet.agent.events import (
     Deploy,
     Effect,
     Event,
+    Invoked,
     ModuleFailed,
     ModuleReady,
     Note,
@@ -39,6 +40,7 @@ from proplet.agent.events import (
     SaveResend,
     SaveState,
     Served,
+    Spent,
     StartReceived,
     Step,
     StopReceived,
@@ -135,6 +137,8 @@ class Core:
                 step = self._on_unready(event, now)
             case Served():
                 step = self._on_served(event, now)
+            case Invoked(key, spent):
+                step = self._on_invoked(key, spent)
             case RunEnded():
                 step = self._on_ended(event, now)
             case Tick():
@@ -276,6 +280,11 @@ class Core:
         message = wire.Result(attempt.key.task_id, self._settings.proplet_id, started_at(event.port))
         return Step((saved, SaveReply(Route.RESULTS.value, codec.encode(message), now)), (Deliver(),))
 
+    def _on_invoked(self, key: RunKey, spent: Spent) -> Step:
+        if (attempt := self._attempts.get(key)) is not None:
+            attempt.spent = spent
+        return Step()
+
     def _on_ended(self, event: RunEnded, now: float) -> Step:
         attempt = self._attempts.get(event.key)
         if attempt is None:
@@ -299,6 +308,7 @@ class Core:
 
     def _wait_to_repeat(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
         back_off(attempt, outcome, now)
+        attempt.spent = attempt.spent.plus(outcome)
         attempt.state = advance(attempt.state, Life.RETRY)
         self._attempts.wait(attempt)
         then: tuple[Effect, ...] = (
@@ -314,10 +324,13 @@ class Core:
         """The attempt's outcome, in the journal and the outbox at once. Without an event it never lived here."""
         state = State.FAILED if event is None else advance(attempt.state, event)
         assert state in TERMINAL
-        attempt.stages |= {"run": outcome.run_s, "total": max(0.0, now - attempt.received_at)}
+        # A latent task has no run of its own.
+        spent = attempt.spent if attempt.start.latent else attempt.spent.plus(outcome)
+        attempt.stages |= {"run": spent.run_s, "total": max(0.0, now - attempt.received_at)}
         message = result_of(
             attempt.start,
             outcome,
+            spent,
             proplet_id=self._settings.proplet_id,
             stages=attempt.stages,
             image_digest=attempt.image_digest,

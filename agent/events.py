@@ -6,6 +6,7 @@ Times are seconds since the Unix epoch. Nothing here does I/O or decides anythin
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 from proplet.agent.lifecycle import State
 from proplet.agent.wire import Reason, Start
@@ -50,6 +51,44 @@ class Outcome:
     run_s: float = 0.0
     start_kind: StartKind | None = None
     memory_note: str | None = None
+    fuel_used: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What runs have cost together: CPU seconds, fuel and wall seconds summed up, of memory the highest peak.
+
+    None is not known of any. `memory_note` is that of the run with this peak, or of the last if there is none.
+    """
+
+    runs: int = 0
+    cpu_s: float | None = None
+    peak_memory_bytes: int | None = None
+    memory_note: str | None = None
+    fuel_used: int | None = None
+    run_s: float = 0.0
+
+    def plus(self, outcome: Outcome) -> "Spent":
+        """Return this and one more run."""
+        peak, note = self.peak_memory_bytes, self.memory_note
+        found = outcome.peak_memory_bytes
+        if peak is None or (found is not None and found >= peak):
+            peak, note = found, outcome.memory_note or (note if found is None else None)
+        return Spent(
+            self.runs + 1,
+            _sum(self.cpu_s, outcome.cpu_s),
+            peak,
+            note,
+            _sum(self.fuel_used, outcome.fuel_used),
+            self.run_s + outcome.run_s,
+        )
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _sum(one: _Number | None, other: _Number | None) -> _Number | None:
+    return one if other is None else other if one is None else one + other
 
 
 # --- what the core is told --------------------------------------------------------------------------------------------
@@ -112,6 +151,14 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class Invoked:
+    """What the invocations of a latent task have cost so far. Told before what may end it."""
+
+    key: RunKey
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The guest is no more. Also told when a cancelled preparation has ended."""
 
@@ -124,7 +171,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = StartReceived | CommandRefused | StopReceived | ModuleReady | ModuleFailed | Served | RunEnded | Tick
+Event = StartReceived | CommandRefused | StopReceived | ModuleReady | ModuleFailed | Served | Invoked | RunEnded | Tick
 
 
 # --- what is to be durable --------------------------------------------------------------------------------------------

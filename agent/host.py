@@ -103,6 +103,7 @@ def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run, talk: Talk) -
     guest = Guest(order, run, Store(loaded.engine), stdout, stderr)
     failure: GuestError | None = None
     results: str | None = ""
+    fuel_used: int | None = None
     try:
         if isinstance(loaded, LoadedComponent):
             results = host_component.enter(guest, loaded)
@@ -115,6 +116,7 @@ def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run, talk: Talk) -
         results = None if guest.command else ""
     finally:
         note_memory(run, host_ffi.context(guest.store))
+        fuel_used = guest.fuel_used()
         guest.store.close()
     return Report(
         number=order.number,
@@ -126,6 +128,7 @@ def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run, talk: Talk) -
         stderr=_with_dropped(stdout, stderr),
         cpu_s=run.cpu_s(),
         peak_memory_bytes=run.memory_bytes if loaded.has_memory else 0,
+        fuel_used=fuel_used,
     )
 
 

@@ -39,7 +39,7 @@ class GuestError(Exception):
 
 @dataclass(slots=True)
 class Guest:
-    """What belongs to one run. `command` is set once the entry point is known."""
+    """What belongs to one run. `command` is set once the entry point is known, `fuel` when it has that."""
 
     order: Order
     run: Run
@@ -47,6 +47,11 @@ class Guest:
     stdout: Capture
     stderr: Capture
     command: bool = False
+    fuel: int | None = None  # its limit, once it has that
+
+    def fuel_used(self) -> int | None:
+        """Return what it has used of the fuel it was given; None if it was given none."""
+        return None if self.fuel is None else self.fuel - self.store.get_fuel()
 
 
 def enter(guest: Guest, loaded: Loaded) -> str | None:
@@ -69,6 +74,7 @@ def enter(guest: Guest, loaded: Loaded) -> str | None:
         memory_size=order.memory_bytes, table_elements=_TABLE_ELEMENTS, instances=1, tables=_TABLES, memories=1
     )
     if order.metered:
+        guest.fuel = order.fuel
         store.set_fuel(_NO_FUEL_LIMIT if order.fuel is None else order.fuel)
     if loaded.uses_wasi:
         give_wasi(guest)

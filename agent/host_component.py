@@ -55,6 +55,7 @@ def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
         memories=memories,
     )
     if order.metered:
+        guest.fuel = order.fuel
         store.set_fuel(_NO_FUEL_LIMIT if order.fuel is None else order.fuel)
     if loaded.uses_wasi:
         give_wasi(guest)

@@ -9,14 +9,14 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from anyio.abc import TaskGroup
 
 from proplet.agent import codec, wire
-from proplet.agent.events import Outcome, RunKey
+from proplet.agent.events import Invoked, Outcome, RunKey, Spent
 from proplet.agent.log_feed import Voice
 from proplet.agent.mqtt_model import Delivery, MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Job, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
@@ -48,6 +48,7 @@ class _Deployed:
     attempt: int | None
     voice: Voice
     live: set[str] = field(default_factory=set)
+    spent: Spent = field(default_factory=Spent)  # by the invocations that have been answered
     retired: str | None = None
 
 
@@ -117,6 +118,12 @@ class Invocations:
             self._close(call, answer)
             self._tasks.start_soon(self._send, answer)
 
+    def spent(self, task_id: str) -> Iterator[Invoked]:
+        """Yield what the invocations of a task that lies ready have cost so far."""
+        for key, deployed in self._deployed.items():
+            if key.task_id == task_id:
+                yield Invoked(key, deployed.spent)
+
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def take(self, delivery: Delivery) -> bool:
@@ -171,6 +178,7 @@ class Invocations:
         answer: InvokeResult | None = None
         try:
             outcome = await self._outcome(call, deployed)
+            deployed.spent = deployed.spent.plus(outcome)
             answer = self._answer(call, deployed, outcome)
         finally:
             self._close(call, answer)
@@ -224,7 +232,9 @@ class Invocations:
     def _answer(self, call: _Call, deployed: _Deployed, outcome: Outcome) -> InvokeResult:
         stages = {"run": round(outcome.run_s, 6), "total": round(time.monotonic() - call.since, 6)}
         kind = outcome.start_kind.value if outcome.start_kind else None
-        usage = wire.Usage(outcome.cpu_s, outcome.peak_memory_bytes, stages, kind)
+        usage = wire.Usage(
+            outcome.cpu_s, outcome.peak_memory_bytes, stages, kind, outcome.memory_note, outcome.fuel_used
+        )
         ext = wire.ResultTerms(deployed.attempt, outcome.reason, outcome.exit_code, usage=usage)
         error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
         invoke = call.invoke

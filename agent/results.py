@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from proplet.agent import codec, wire
-from proplet.agent.events import Outcome, StartKind
+from proplet.agent.events import Outcome, Spent, StartKind
 from proplet.agent.wire import Reason, Start
 
 _ERROR_KEPT = 200
@@ -20,6 +20,7 @@ ENDINGS = {
 def result_of(
     start: Start,
     outcome: Outcome,
+    spent: Spent,
     *,
     proplet_id: str,
     stages: Mapping[str, float],
@@ -27,13 +28,20 @@ def result_of(
     restarts: int,
     start_kind: StartKind | None,
 ) -> wire.Result:
-    """Return the result of `start` on this proplet; a round of federated learning gets the reference's variant."""
+    """Return the result of `start` on this proplet; a round of federated learning gets the reference's variant.
+
+    `outcome` is the last run's, `spent` what all of them have cost: also the invocations of a latent task.
+    """
     kind = outcome.start_kind or start_kind
     usage = wire.Usage(
-        cpu_seconds=outcome.cpu_s,
-        peak_memory_bytes=outcome.peak_memory_bytes,
+        cpu_seconds=_rounded(spent.cpu_s),
+        peak_memory_bytes=spent.peak_memory_bytes,
         wall_seconds={stage: round(seconds, 6) for stage, seconds in stages.items()},
         start_kind=kind.value if kind else None,
+        memory_note=spent.memory_note,
+        fuel_used=spent.fuel_used,
+        invocations=spent.runs if start.latent else 0,
+        restarts=restarts,
     )
     ext = wire.ResultTerms(
         attempt=start.attempt,
@@ -48,6 +56,10 @@ def result_of(
     if error is None and start.env.get("ROUND_ID"):
         results = _round_update(start, outcome.results, proplet_id)
     return wire.Result(start.id, proplet_id, results, error, ext)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 9)
 
 
 def _round_update(start: Start, text: str, proplet_id: str) -> wire.FederatedUpdate:

@@ -50,6 +50,7 @@ def from_report(job: Job, report: Report, peak_bytes: int | None, *, own: bool) 
         run_s=report.run_s,
         start_kind=StartKind.HOT if report.hot else job.artefact.start_kind,
         memory_note=note,
+        fuel_used=report.fuel_used,
     )
 
 

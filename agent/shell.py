@@ -190,6 +190,10 @@ class Shell:
         self._turned = anyio.Event()
 
     def _decide(self, event: Event) -> list[Step]:
+        ends = event.task_id if isinstance(event, StopReceived) else ""
+        ends = event.start.id if isinstance(event, StartReceived) else ends
+        for told in self._invocations.spent(ends) if ends else ():
+            self._core.handle(told, self._clock())
         step = self._core.handle(event, self._clock())
         begun = {e.key for e in step.then if isinstance(e, Run | Deploy)}
         if isinstance(event, ModuleReady) and event.key not in begun:

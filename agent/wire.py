@@ -419,12 +419,16 @@ class Invoke:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one attempt cost. A number that was not measured is None, never a shared process's number."""
+    """What one attempt cost, in all its runs. What was not measured is None, never a shared process's number."""
 
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
     wall_seconds: Mapping[str, float] = _mapping()  # per stage: queue, fetch, compile, run, total
     start_kind: str | None = None  # cold, warm or hot
+    memory_note: str | None = None  # whose peak that is where it is not the guest's memory alone; why there is none
+    fuel_used: int | None = None  # where there was a limit of fuel
+    invocations: int = 0  # of a latent task, whose costs the others then are
+    restarts: int = 0  # all runs' costs are counted
 
 
 @dataclass(frozen=True, slots=True)

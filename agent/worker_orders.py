@@ -64,7 +64,10 @@ class Order(NamedTuple):
 
 
 class Report(NamedTuple):
-    """How a run ended. `results` None means: what was printed. `hot`: the module was loaded already."""
+    """How a run ended. `results` None means: what was printed. `hot`: the module was loaded already.
+
+    `fuel_used` where there was a limit of fuel.
+    """
 
     number: int
     reason: str
@@ -77,6 +80,7 @@ class Report(NamedTuple):
     peak_memory_bytes: int | None = None
     run_s: float = 0.0
     hot: bool = False
+    fuel_used: int | None = None
 
 
 def order(kind: int, content: Any) -> list[Any]:

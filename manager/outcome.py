@@ -81,6 +81,7 @@ def ended(task: Task, result: Result, policy: Policy, wall: float) -> TaskStatus
         usage=terms.usage if terms else None,
         resolved_image=(terms.image_digest if terms else None) or status.resolved_image,
     )
+    status = replace(status, started_at=_began(status, wall))
     text = result_text(result)
     if not result.error:
         return _final(status, Happening.SUCCEEDED, wall, reason=reason or Reason.OK, results=text)
@@ -93,6 +94,15 @@ def ended(task: Task, result: Result, policy: Policy, wall: float) -> TaskStatus
         message = f"{status.proplet_id} is overloaded and did not take attempt {status.attempt}: {result.error}"
         return replace(_pending(status, message, not_before=wall + 1.0), proplet_id=None)
     return _final(status, Happening.FAILED, wall, reason=reason, error=result.error, results=text)
+
+
+def _began(status: TaskStatus, wall: float) -> float:
+    """When an attempt that has ended began to run: short ones tell only how long each stage has taken them."""
+    if status.started_at or status.usage is None:
+        return status.started_at
+    took = status.usage.wall_seconds
+    before = sum(took.get(stage, 0.0) for stage in ("queue", "fetch", "compile"))
+    return max(status.dispatched_at, wall - max(0.0, took.get("total", before) - before, took.get("run", 0.0)))
 
 
 def lost(task: Task, text: str, policy: Policy, wall: float) -> TaskStatus:

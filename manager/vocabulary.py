@@ -172,6 +172,10 @@ USAGE: Final = Record(
         Field("peak_memory_bytes", WHOLE),
         Field("wall_seconds", MapOf(NUMBER)),
         Field("start_kind", TEXT),
+        Field("memory_note", TEXT),
+        Field("fuel_used", WHOLE),
+        Field("invocations", WHOLE),
+        Field("restarts", WHOLE),
     ),
 )
 

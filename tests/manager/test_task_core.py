@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proplet.agent.wire import FederatedUpdate, InventoryItem, Limits, Reason, RestartPolicy, Result
+from proplet.agent.wire import FederatedUpdate, InventoryItem, Limits, Reason, RestartPolicy, Result, Usage
 from proplet.manager import outcome
 from proplet.manager.core import stray
 from proplet.manager.exchange import Ended
@@ -199,6 +199,14 @@ def test_a_result_that_comes_before_any_confirmation_counts() -> None:
     told = story("a").look().result()
     assert told.status.phase is Phase.COMPLETED
     assert told.status.started_at == told.status.dispatched_at
+
+
+def test_of_a_task_that_was_over_at_once_its_usage_tells_when_it_began_to_run() -> None:
+    stages = {"queue": 0.5, "fetch": 2.0, "compile": 1.0, "run": 0.25, "total": 3.75}
+    told = story("a").look().after(10).result(usage=Usage(wall_seconds=stages))
+    assert told.status.started_at == told.status.finished_at - 0.25
+    quick = story("a").look().result(usage=Usage(wall_seconds={"run": 60.0}))
+    assert quick.status.started_at == quick.status.dispatched_at, "never before it was sent"
 
 
 def test_a_failure_of_the_guest_is_final() -> None:
