@@ -220,7 +220,9 @@ def verify(path: Path, key: bytes) -> Record:
             digest = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise RottenError(f"{path}: {error.strerror}") from error
-    if not hmac.compare_digest(_code(key, path.name, record, digest), record.code):
+    # As bytes: the comparison of texts fails with one that is not ASCII.
+    told = record.code.encode(errors="replace")
+    if not hmac.compare_digest(_code(key, path.name, record, digest).encode(), told):
         raise RottenError(f"{path} is not what this device compiled")
     return record
 

@@ -50,10 +50,12 @@ class Node:
 @asynccontextmanager
 async def open_node(directory: Path, **settings: Any) -> AsyncIterator[Node]:
     """A node whose store, cache and key are in `directory`; `settings` are the runtime's, `engine` also the modules'."""
-    engine = settings.get("engine", CRANELIFT)
+    of_modules = {"engine": settings.get("engine", CRANELIFT)}
+    if (cache_bytes := settings.pop("cache_bytes", None)) is not None:
+        of_modules["cache_bytes"] = cache_bytes
     async with AsyncExitStack() as stack:
         modules = await stack.enter_async_context(
-            open_modules(ModulesSettings(directory / "store", directory / "cache", directory / "key", engine=engine))
+            open_modules(ModulesSettings(directory / "store", directory / "cache", directory / "key", **of_modules))
         )
         runtime = await stack.enter_async_context(open_runtime(RuntimeSettings(directory / "key", **settings), modules))
         yield Node(modules, runtime)
