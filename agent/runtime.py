@@ -195,7 +195,7 @@ class WorkerRuntime(Runtime):
             for number, (cpu_s, memory_bytes, wall_s) in (await link.sample(_SAMPLE_TIMEOUT_S)).items():
                 if number in keys:
                     own_bytes = link.private_bytes if memory_bytes is None else memory_bytes
-                    found[keys[number]] = Sample(cpu_s, own_bytes, wall_s)
+                    found[keys[number]] = Sample(cpu_s, own_bytes, wall_s, link.pid if link.own else None)
 
         async with anyio.create_task_group() as tasks:
             for link in self._links:
@@ -230,12 +230,13 @@ class WorkerRuntime(Runtime):
 
     def _dispatch(self) -> None:
         """Hand over as many jobs as there are slots, all that go to one worker in one write."""
-        batch = _take(self._waiting, self._settings.max_running - self._running)
-        self._running += len(batch)
-        daemons = _take(self._waiting_daemons, self._settings.max_daemons - self._running_daemons)
-        self._running_daemons += len(daemons)
-        if batch or daemons:
-            self._open_shared().give(batch + daemons)
+        if self._waiting or self._waiting_daemons:
+            batch = _take(self._waiting, self._settings.max_running - self._running)
+            self._running += len(batch)
+            daemons = _take(self._waiting_daemons, self._settings.max_daemons - self._running_daemons)
+            self._running_daemons += len(daemons)
+            if batch or daemons:
+                self._open_shared().give(batch + daemons)
         self._own.dispatch()
 
     def _wait_for_own(self, ticket: Ticket) -> None:

@@ -19,6 +19,7 @@ from tests.bench.rows import MIB, Plan, Row, percentile, row
 from tests.support.modules import ADDITION, bulky, module
 
 CALLERS = 64
+RUNNING = 16  # as a node is configured by default
 DAEMONS = 100
 _KIB = 1024
 _FUNCTION_BYTES = 330  # of `bulky`
@@ -52,7 +53,9 @@ async def _bench(directory: Path) -> AsyncIterator[_Bench]:
     async with AsyncExitStack() as stack:
         settings = ModulesSettings(directory / "store", directory / "cache", directory / "key")
         modules = await stack.enter_async_context(open_modules(settings))
-        runtime = await stack.enter_async_context(open_runtime(RuntimeSettings(directory / "key"), modules))
+        runtime = await stack.enter_async_context(
+            open_runtime(RuntimeSettings(directory / "key", max_running=RUNNING), modules)
+        )
         yield _Bench(modules, runtime)
 
 
