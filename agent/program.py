@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import anyio
 
@@ -19,17 +18,15 @@ from proplet.agent import program_args as args
 from proplet.agent import program_flags as flags
 from proplet.agent import program_ports as ports
 from proplet.agent.ports import Artefact, Job, ModuleError, Notice, Outcome, Output, Sample, nobody
-from proplet.agent.program_child import ProgramChild
+from proplet.agent.program_child import Bounds, ProgramChild
 from proplet.agent.program_find import Program, ProgramMissingError, find
 from proplet.agent.program_live import Live
 from proplet.agent.program_outcome import ended, refused
 from proplet.agent.program_settings import ProgramSettings
 from proplet.agent.runtime_outcome import unsayable
-from proplet.agent.wire import Reason
+from proplet.agent.wire import Permissions, Reason
 
 log = logging.getLogger(__name__)
-
-_ANYWHERE: Final = "*"
 
 
 class Programs:
@@ -166,8 +163,15 @@ class Programs:
             return
         assert self._program is not None
         command = (*self._program.command, *invocation.arguments)
-        open_network = _ANYWHERE in (*live.job.permissions.http, *live.job.permissions.tcp)
-        await live.follow(ProgramChild(command, invocation.environment, network=open_network))
+        await live.follow(ProgramChild(command, invocation.environment, self._bounds(live.job.permissions)))
+
+    def _bounds(self, permissions: Permissions) -> Bounds:
+        cache = [] if self._cache_config is None else [str(self._cache_config.parent)]
+        return Bounds(
+            network=bool(permissions.http or permissions.tcp),
+            writable=(*cache, *(grant.host for grant in permissions.dirs if not grant.read_only)),
+            protects=any(grant.read_only for grant in permissions.dirs),
+        )
 
     def _terms(self) -> args.Terms:
         return replace(self._settings.terms, cache_config=self._cache_config)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,16 +26,28 @@ _OOM_SCORE: Final = 600
 _STREAMS: Final = ("stdout", "stderr")
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the kernel keeps the program to: without `network` it opens no connection, and it writes below `writable`.
+
+    Where the kernel cannot see to the latter the program is started all the same, unless it `protects` something.
+    """
+
+    network: bool = False
+    writable: tuple[str, ...] = ()
+    protects: bool = False
+
+
 class ProgramChild:
     """One run of the program. Used from the event loop only."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, network: bool) -> None:
-        """Start `command`; without `network` it cannot open a connection.
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], bounds: Bounds) -> None:
+        """Start `command`.
 
         Raises:
             OSError: no process can be had.
         """
-        setting = json.dumps({"parent": os.getpid(), "oom_score": _OOM_SCORE, "network": network})
+        setting = json.dumps({"parent": os.getpid(), "oom_score": _OOM_SCORE, **asdict(bounds)})
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(program_start.__file__)), setting, *command],
             stdin=subprocess.DEVNULL,

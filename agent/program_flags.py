@@ -65,7 +65,7 @@ def checked(arguments: Sequence[str], permissions: Permissions) -> tuple[str, ..
 
 
 def check_directories(permissions: Permissions) -> None:
-    """Refuse directories that the program's ``--dir HOST::GUEST`` cannot say, or would give more of than is granted.
+    """Refuse directories that the program's ``--dir HOST::GUEST`` cannot say.
 
     Raises:
         FlagError: there is one.
@@ -73,12 +73,6 @@ def check_directories(permissions: Permissions) -> None:
     for grant in permissions.dirs:
         if "::" in grant.host or "::" in grant.guest:
             raise FlagError(f"the directory {grant.host} cannot be given to the wasmtime program: its name has '::'")
-        if grant.read_only:
-            raise FlagError(
-                f"the wasmtime program can only give directories to be written, and {grant.host} was granted to be "
-                "read: ask for it with readOnly: false",
-                Reason.NOT_SUPPORTED,
-            )
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

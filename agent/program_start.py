@@ -1,8 +1,9 @@
 """What becomes the wasmtime program: ``python -I -S program_start.py SETTING COMMAND...``, started by `program_child`.
 
 Run as a file, with the standard library only: it prepares its process and turns into COMMAND. What it sets outlives
-that: the signal at the parent's death, no core dumps, the first to go when memory is short, no new privileges, and,
-unless the guest may reach the network, a kernel filter without connect(2) (the program itself has no switch for that).
+that: the signal at the parent's death, no core dumps, the first to go when memory is short, no new privileges. And two
+things for which the program has no switch of its own: unless the guest may reach the network, a kernel filter without
+connect(2) (seccomp), and files can be written only where the guest, or the program's cache, may (landlock).
 """
 
 import contextlib
@@ -24,6 +25,11 @@ _X32: Final = 0x40000000  # from here on x86-64 has a second set of numbers
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 13  # EACCES
 REFUSED: Final = 126
+# landlock(7): its system calls have the same numbers everywhere, and these are the rights to change what is there.
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_ASK_VERSION, _BENEATH = 1, 1
+_WRITES: Final = (1 << 1) | sum(1 << bit for bit in range(4, 13))
+_LATER_WRITES: Final = ((2, 1 << 13), (3, 1 << 14))  # linking elsewhere, truncating: from these versions on
 
 
 class _Filter(ctypes.Structure):
@@ -53,6 +59,23 @@ def _close_network(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
+def _write_only_below(libc: ctypes.CDLL, places: list[str]) -> None:
+    """Let files be written below `places` only. Raises OSError where the kernel cannot see to that."""
+    version = libc.syscall(_CREATE_RULESET, None, 0, _ASK_VERSION)
+    rights = _WRITES | sum(right for since, right in _LATER_WRITES if version >= since)
+    rules = libc.syscall(_CREATE_RULESET, struct.pack("=Q", rights), 8, 0)
+    if version < 1 or rules < 0:
+        raise OSError(ctypes.get_errno(), "landlock")
+    for place in places:
+        directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if libc.syscall(_ADD_RULE, rules, _BENEATH, struct.pack("=Qi", rights, directory), 0) != 0:
+            raise OSError(ctypes.get_errno(), f"landlock: {place}")
+        os.close(directory)
+    if libc.syscall(_RESTRICT_SELF, rules, 0) != 0:
+        raise OSError(ctypes.get_errno(), "landlock")
+    os.close(rules)
+
+
 def main() -> None:
     """Prepare this process and become the command."""
     setting, command = json.loads(sys.argv[1]), sys.argv[2:]
@@ -64,6 +87,13 @@ def main() -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(setting["oom_score"]))
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    try:
+        _write_only_below(libc, setting["writable"])
+    except OSError as error:
+        if setting["protects"]:
+            text = "grant the directories to be written, or run it on a kernel with landlock"
+            sys.stderr.write(f"this system cannot keep the guest from writing ({error}): {text}\n")
+            os._exit(REFUSED)
     try:
         if not setting["network"]:
             _close_network(libc)

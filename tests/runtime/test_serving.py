@@ -349,6 +349,24 @@ async def test_it_has_the_directories_it_was_granted(node: Node, runtime: Either
     assert (tmp_path / "other").read_text() == "written"
 
 
+async def test_a_directory_to_be_read_cannot_be_written(node: Node, runtime: EitherRuntime, tmp_path: Path) -> None:
+    for name in ("read", "write"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "note").write_text("found")
+    grants = (
+        DirectoryGrant(str(tmp_path / "read"), "/read"),
+        DirectoryGrant(str(tmp_path / "write"), "/write", read_only=False),
+    )
+    async with serving(runtime, await service_job(node, permissions=Permissions(dirs=grants))) as service:
+        for name in ("read", "write"):
+            assert await service.ask(f"/read/{name}/note") == (200, "found")
+        for path in ("read/note", "read/other", "write/../read/note"):
+            assert (await service.ask(f"/write/{path}"))[0] == 500, path
+        assert (await service.ask("/write/write/note"))[0] == 200
+    assert {path.name: path.read_text() for path in (tmp_path / "read").iterdir()} == {"note": "found"}
+    assert (tmp_path / "write" / "note").read_text() == "written"
+
+
 async def test_the_second_start_does_not_compile_again(node: Node, settings: ProgramSettings, tmp_path: Path) -> None:
     compiled = []
     async with open_programs(replace(settings, cache_dir=tmp_path / "cache"), node.runtime, 4) as runtime:
