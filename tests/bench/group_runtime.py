@@ -68,6 +68,11 @@ async def _measure(plan: Plan, rows: list[Row]) -> None:
     async with _bench(directory) as bench:
         rows.append(await _daemons(bench))
     async with _bench(directory) as bench:
+        component = await bench.artefact(module("component_waiting"))
+        rows.append(
+            await _one_by_one(plan, bench, component, "add", "hot invoke of a component in its own worker, p50")
+        )
+    async with _bench(directory) as bench:
         rows.append(await _component_daemon(bench))
 
 
@@ -77,17 +82,7 @@ def _megabyte() -> bytes:
 
 async def _hot(plan: Plan, bench: _Bench) -> list[Row]:
     artefact = await bench.artefact(ADDITION)
-    took = []
-    for number in range(plan.pick(5000, 500)):
-        began = time.perf_counter()
-        outcome = await bench.run(artefact, "main", str(number), "1")
-        took.append(1000 * (time.perf_counter() - began))
-        assert outcome.results == str(number + 1)
-    p50, p99 = percentile(took, 50), percentile(took, 99)
-    alone = row(
-        "hot invoke through the worker, p50", p50, "ms", most=1.0, notes=[f"p99 {p99:.2f} ms, one after the other"]
-    )
-
+    alone = await _one_by_one(plan, bench, artefact, "main", "hot invoke through the worker, p50")
     runs, done = plan.pick(30_000, 3000), itertools.count()
     (worker,) = bench.runtime.worker_pids
 
@@ -103,6 +98,17 @@ async def _hot(plan: Plan, bench: _Bench) -> list[Row]:
     costs = [f"{1e6 * spent / runs:.0f}" for spent in (time.process_time() - ours, cpu_s(worker) - theirs)]
     notes = [f"{CALLERS} callers; CPU microseconds a run: agent {costs[0]}, worker {costs[1]}"]
     return [alone, row("hot invocations, one worker", runs / elapsed, "runs/s", least=3000.0, notes=notes)]
+
+
+async def _one_by_one(plan: Plan, bench: _Bench, artefact: Artefact, export: str, what: str) -> Row:
+    took = []
+    for number in range(plan.pick(5000, 500)):
+        began = time.perf_counter()
+        outcome = await bench.run(artefact, export, str(number), "1")
+        took.append(1000 * (time.perf_counter() - began))
+        assert outcome.results == str(number + 1)
+    notes = [f"p99 {percentile(took, 99):.2f} ms, one after the other"]
+    return row(what, percentile(took, 50), "ms", most=1.0, notes=notes)
 
 
 async def _starts(plan: Plan, directory: Path, name: str, data: bytes) -> Row:
