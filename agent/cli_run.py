@@ -16,6 +16,7 @@ import anyio
 from proplet.agent import cli_stdin, parts, render
 from proplet.agent.cli import FAILED, INTERRUPTED, OK, USAGE, CliError
 from proplet.agent.cli_exports import entry
+from proplet.agent.cli_serve import served
 from proplet.agent.config import read
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.config_values import parse_duration, parse_size
@@ -81,7 +82,11 @@ async def _run(
             artefact = await prepared(modules, options, data)
             work = job(artefact, await cli_stdin.given(artefact, asked=options.stdin))
             async with open_runtime(parts.runtime_settings(settings), modules) as runtime:
-                outcome = await runtime.run(work)
+                if artefact.serves_http and not options.invoke:
+                    timed, quiet = options.timeout is not None, options.quiet
+                    outcome = await served(settings, runtime, work, timed=timed, quiet=quiet)
+                else:
+                    outcome = await runtime.run(work)
     except (ModuleError, StorageError) as error:
         raise CliError(str(error)) from error
     _print(outcome)
