@@ -205,5 +205,5 @@ class LogFeed:
             log.warning("%d lines of tasks' output were left out of this log: there were too many", self._unlogged)
             self._unlogged = 0
         self._journal.spend(1)
-        about = {"task_id": voice.task_id, "attempt": voice.attempt, "stream": line.stream}
-        task_log.info("task %s %s: %s", plain(voice.task_id), line.stream, plain(line.text), extra={"task": about})
+        about = {"PROPLET_TASK": voice.task_id, "PROPLET_ATTEMPT": voice.attempt or 1, "PROPLET_STREAM": line.stream}
+        task_log.info("task %s %s: %s", plain(voice.task_id), line.stream, plain(line.text), extra={"journal": about})

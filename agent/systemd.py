@@ -198,7 +198,7 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text, each of its lines beginning with ``<priority>``."""
-        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        priority = _priority(record)
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines() or [""])
 
 
@@ -226,11 +226,60 @@ def is_journal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
         return False
 
 
+class JournalHandler(logging.StreamHandler[TextIO]):
+    """Writes to the journal; records with fields of their own over its socket, so that journalctl can select by them.
+
+    Those are the records with an attribute `journal`, a mapping of names to values (systemd.journal-fields(7)).
+    """
+
+    def __init__(self, stream: TextIO, address: str = "/run/systemd/journal/socket") -> None:
+        super().__init__(stream)
+        self._address = address
+        self._socket: socket.socket | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; whatever the socket does not take goes to the stream as all others do."""
+        fields: Mapping[str, object] | None = getattr(record, "journal", None)
+        if not fields or not self._send(record, fields):
+            super().emit(record)
+
+    def close(self) -> None:
+        """Close the socket; the stream is its owner's."""
+        if self._socket:
+            self._socket.close()
+        super().close()
+
+    def _send(self, record: logging.LogRecord, fields: Mapping[str, object]) -> bool:
+        told = {"MESSAGE": record.getMessage(), "PRIORITY": _priority(record), "SYSLOG_IDENTIFIER": NAME, **fields}
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(
+                    socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+                )
+            self._socket.sendto(b"".join(_field(name, str(value)) for name, value in told.items()), self._address)
+        except OSError:
+            return False
+        return True
+
+
+def _field(name: str, value: str) -> bytes:
+    """Return a field as the journal's native protocol has it: a value with a line break comes after its length."""
+    data = value.encode("utf-8", "replace")
+    if b"\n" in data:
+        return b"%s\n%s%s\n" % (name.encode(), len(data).to_bytes(8, "little"), data)
+    return b"%s=%s\n" % (name.encode(), data)
+
+
+def _priority(record: logging.LogRecord) -> int:
+    return next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+
+
 def configure_logging(
     level: int = logging.INFO, stream: TextIO | None = None, environ: Mapping[str, str] = os.environ
 ) -> None:
     """Send the program's log to `stream` (standard error), formatted for whoever reads it; replaces what was set up."""
     stream = sys.stderr if stream is None else stream
-    out = logging.StreamHandler(stream)
-    out.setFormatter(JournalFormatter() if is_journal(stream, environ) else TerminalFormatter())
+    journal = is_journal(stream, environ)
+    out = JournalHandler(stream) if journal else logging.StreamHandler(stream)
+    out.setFormatter(JournalFormatter() if journal else TerminalFormatter())
     logging.basicConfig(level=level, handlers=[out], force=True)

@@ -16,6 +16,7 @@ import pytest
 from proplet.agent.systemd import (
     Directories,
     JournalFormatter,
+    JournalHandler,
     Notifier,
     TerminalFormatter,
     configure_logging,
@@ -206,6 +207,28 @@ def test_the_journal_is_recognised_by_device_and_inode_of_the_stream_itself(tmp_
         assert not is_journal(io.StringIO(), environ)
         assert not is_journal(stream, {})
         assert not is_journal(stream, {"JOURNAL_STREAM": "a:b"})
+
+
+def test_records_with_fields_go_to_the_journals_socket_and_to_the_stream_while_it_is_not_there(tmp_path: Path) -> None:
+    stream, address = io.StringIO(), str(tmp_path / "socket")
+    entry, plain = record(logging.INFO, "of a task"), record(logging.WARNING, "our own")
+    entry.journal = {"PROPLET_TASK": "t", "PROPLET_NOTE": "two\nlines"}
+    with closing(JournalHandler(stream, address)) as handler:
+        handler.setFormatter(JournalFormatter())
+        handler.handle(entry)
+        handler.handle(plain)
+        assert stream.getvalue() == "<6>proplet.agent.shell: of a task\n<4>proplet.agent.shell: our own\n"
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as journal:
+            journal.bind(address)
+            journal.settimeout(5)
+            handler.handle(entry)
+            told = journal.recv(4096)
+    length = (9).to_bytes(8, "little")
+    assert told == (
+        b"MESSAGE=of a task\nPRIORITY=6\nSYSLOG_IDENTIFIER=proplet\nPROPLET_TASK=t\nPROPLET_NOTE\n%stwo\nlines\n"
+        % length
+    )
+    assert stream.getvalue().count("\n") == 2
 
 
 def test_the_log_goes_to_the_journal_with_priorities_and_to_a_file_with_times(tmp_path: Path) -> None:
