@@ -99,6 +99,7 @@ def program_settings(settings: NodeSettings) -> ProgramSettings:
         runs_all=runtime.external is not None,
         serves=http.enabled,
         cache_dir=settings.node.cache_dir / "program",
+        cache_bytes=settings.modules.cache_size_bytes,
         allowed=Allowed(
             http.host, http.first_port, http.last_port or min(65535, http.first_port + 99), http.least_port
         ),

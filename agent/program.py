@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -187,7 +188,8 @@ class Programs:
             self._program = await anyio.to_thread.run_sync(find, self._settings.program)
             log.info("the wasmtime program is %s", self._program.path)
         if self._settings.cache_dir is not None and self._cache_config is None:
-            self._cache_config = await anyio.to_thread.run_sync(_cache_config, self._settings.cache_dir)
+            make = partial(_cache_config, self._settings.cache_dir, self._settings.cache_bytes)
+            self._cache_config = await anyio.to_thread.run_sync(make)
         await anyio.to_thread.run_sync(_verify, job)
 
 
@@ -203,14 +205,14 @@ def _unsayable(job: Job) -> str | None:
     return None if unknown is None else f"arguments and environment must be Unicode text, {unknown!r} is none"
 
 
-def _cache_config(directory: Path) -> Path:
-    """Make the directory of the program's cache and the file that names it."""
+def _cache_config(directory: Path, most_bytes: int) -> Path:
+    """Make the directory of the program's cache and the file that names it; the program keeps it small by itself."""
     directory = directory.absolute()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config, compiled = directory / "cache.toml", directory / "compiled"
     compiled.mkdir(mode=0o700, exist_ok=True)
     quoted = str(compiled).replace("\\", "\\\\").replace('"', '\\"')
-    config.write_text(f'[cache]\ndirectory = "{quoted}"\n')
+    config.write_text(f'[cache]\ndirectory = "{quoted}"\nfiles-total-size-soft-limit = "{most_bytes // 1024}Ki"\n')
     return config
 
 

@@ -81,10 +81,10 @@ class Live:
 
     def sample(self) -> Sample:
         """Return what it uses; nothing before its child is there."""
-        if self._watch is None:
+        if self._watch is None or self.child is None:
             return Sample()
         measured = self._watch.measured()
-        return Sample(measured.cpu_s, measured.private_bytes, time.monotonic() - self.begun_at)
+        return Sample(measured.cpu_s, measured.private_bytes, time.monotonic() - self.begun_at, self.child.pid)
 
     def last_words(self) -> str:
         """The last lines of the program's errors."""
@@ -121,7 +121,9 @@ class Live:
                 if wall_s is not None and now - self.begun_at > wall_s:
                     self.end(Reason.TIMEOUT, f"ended after {wall_s:g} s, its limit of time")
                 self._see_limits(watch)
-            pause_s = _READY_LOOK_S if self.port is not None and not self.serves else watch.pause_s
+            pause_s = watch.pause_s
+            if self.port is not None and not self.serves:  # soon, if it need not be compiled; that can take minutes
+                pause_s = min(pause_s, max(_READY_LOOK_S, (now - self.begun_at) / 10))
             due = min(self._kill_at, _FOREVER if wall_s is None else self.begun_at + wall_s)
             if due > now:
                 pause_s = min(pause_s, due - now)

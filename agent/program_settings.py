@@ -25,6 +25,7 @@ class ProgramSettings:
     runs_all: bool = False
     serves: bool = True
     cache_dir: Path | None = None
+    cache_bytes: int = 512 * _MIB
     allowed: Allowed = field(default_factory=Allowed)
     terms: Terms = field(default_factory=Terms)
     max_services: int = 16

@@ -18,6 +18,7 @@ import pytest
 
 from proplet.agent.ports import Job, Notice, Outcome, Output, Serving
 from proplet.agent.program_args import Terms
+from proplet.agent.program_find import find
 from proplet.agent.program_ports import Allowed
 from proplet.agent.program_runtime import EitherRuntime, ProgramSettings, open_programs
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
@@ -193,6 +194,52 @@ async def test_ports_that_others_have_are_passed_over_until_none_is_left(
             outcome = await runtime.run(await service_job(node))
             assert outcome.reason is Reason.PORT_TAKEN
             assert f"no port from {first} to {last} is free on 127.0.0.1" in outcome.error
+
+
+async def test_if_somebody_is_quicker_to_take_a_port_it_is_the_next(
+    node: Node, settings: ProgramSettings, tmp_path: Path
+) -> None:
+    beaten = tmp_path / "beaten"
+    beaten.write_text(
+        f"""#!/bin/sh
+        once={tmp_path}/cache/once  # nowhere else may it write
+        [ -e $once ] || {{ touch $once; echo "Error: Address in use (os error 98)" >&2; exit 1; }}
+        exec {" ".join(find().command)} "$@"
+        """
+    )
+    beaten.chmod(0o755)
+    async with (
+        open_programs(replace(settings, program=str(beaten), cache_dir=tmp_path / "cache"), node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node)) as service,
+    ):
+        assert service.port == settings.allowed.first + 1
+        assert (await service.ask("/"))[0] == 200
+
+
+async def test_it_serves_on_an_address_of_the_sixth_version(node: Node, runtime: EitherRuntime) -> None:
+    (port,) = free_ports(1)
+    async with serving(runtime, await service_job(node, argv=[f"--addr=[::1]:{port}"])) as service:
+        assert service.port == port
+        with socket.create_connection(("::1", port), timeout=5):
+            pass
+
+
+async def test_requests_beyond_the_most_at_once_wait_for_their_turn(node: Node, settings: ProgramSettings) -> None:
+    async with (
+        open_programs(replace(settings, terms=Terms(max_requests=1)), node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node)) as service,
+    ):
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await service.ask("/sleep/300"))
+
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(ask)
+        assert answers == [(200, "slept")] * 3
+        assert time.monotonic() - began > 0.9
 
 
 async def test_a_port_that_is_asked_for_is_had_or_the_task_fails(node: Node, runtime: EitherRuntime) -> None:
