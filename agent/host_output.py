@@ -20,23 +20,25 @@ from proplet.agent.task_logs import Bucket, LogLimits
 PERIOD_S: Final = 0.2
 YOUNG_S: Final = 0.25
 DAEMON_BYTES: Final = 64 * 1024
+_NOTHING: Final = bytearray()  # never written to
 
 
 class Capture:
     """One output stream of a guest, kept up to `limit` bytes: the first, or the `last`. Called on engine threads."""
 
-    def __init__(
-        self, limit: int, *, last: bool = False, note: Callable[[], None] | None = None, burst: int = 0
-    ) -> None:
+    __slots__ = ("_burst", "_kept", "_last", "_limit", "_live", "_lock", "_lost_bytes", "_lost_lines", "_noted",
+                 "_pending", "_size", "_talk", "_told")  # fmt: skip
+
+    def __init__(self, limit: int, *, last: bool = False, talk: "Talk | None" = None, burst: int = 0) -> None:
         self._limit = limit
         self._last = last
-        self._note = note
+        self._talk = talk  # None: nobody wants to know
         self._burst = burst
         self._kept = bytearray()
         self._size = 0
-        self._noted = note is None
+        self._noted = talk is None
         self._live = last  # what is new is held apart; of a job that begins when it is first taken
-        self._pending = bytearray()
+        self._pending = bytearray() if last else _NOTHING
         self._lost_lines = self._lost_bytes = 0
         self._told = False
         self._lock = threading.Lock()
@@ -44,7 +46,7 @@ class Capture:
     @property
     def dropped(self) -> int:
         """How many bytes were neither kept nor told."""
-        return 0 if self._last and self._told else self._size - len(self.value())
+        return 0 if self._last and self._told else self._size - min(self._limit, len(self._kept))
 
     def write(self, data: bytes) -> int:
         """Take `data`; the guest is told that all of it was written."""
@@ -55,7 +57,7 @@ class Capture:
             else:
                 room = self._limit - len(self._kept)
                 self._kept += data[:room]
-                if not self._live:
+                if not self._live and room < len(data):
                     self._lose(data[room:])
             if self._live:
                 room = self._burst - len(self._pending)
@@ -63,14 +65,14 @@ class Capture:
                 self._lose(data[room:])
         if not self._noted:
             self._noted = True
-            assert self._note is not None
-            self._note()
+            assert self._talk is not None
+            self._talk.note()
         return len(data)
 
     def take(self, allowed: int) -> tuple[bytes, int, int]:
         """Return what is new, at most `allowed` bytes, and the lines and bytes after it that were let go."""
         with self._lock:
-            self._noted = self._note is None
+            self._noted = self._talk is None
             self._told = True
             fresh = self._pending if self._live else self._kept[:]
             self._live, self._pending = True, bytearray()
@@ -97,6 +99,8 @@ class Capture:
 class Talk:
     """One run's output."""
 
+    __slots__ = ("_teller", "began", "bucket", "ended", "number", "stderr", "stdout", "told")
+
     def __init__(self, teller: "Teller", number: int, limit: int, *, daemon: bool) -> None:
         self.number = number
         self.began = time.monotonic()
@@ -106,14 +110,15 @@ class Talk:
         self._teller = teller
         kept = min(limit, DAEMON_BYTES) if daemon else limit
         burst = teller.limits.burst_bytes
-        self.stdout = Capture(kept, last=daemon, note=self._note, burst=burst)
-        self.stderr = Capture(kept, last=daemon, note=self._note, burst=burst)
+        self.stdout = Capture(kept, last=daemon, talk=self, burst=burst)
+        self.stderr = Capture(kept, last=daemon, talk=self, burst=burst)
 
     def end(self) -> None:
         """The guest has returned: tell the rest, if anything was told. Before its outcome is reported."""
         self._teller.end(self)
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """There is something new."""
         self._teller.note(self)
 
 
@@ -169,8 +174,10 @@ class Teller:
         now = time.monotonic()
         for _ in range(len(self._noted)):
             talk = self._noted.popleft()
+            if talk.ended:
+                continue
             with self._lock:
-                if talk.ended:
+                if talk.ended:  # meanwhile
                     continue
                 if now - talk.began < YOUNG_S:
                     self._noted.append(talk)

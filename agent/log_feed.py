@@ -119,8 +119,9 @@ class LogFeed:
 
     def say(self, voice: Voice, lines: Iterable[Line]) -> None:
         """Log lines, and queue them for the manager."""
+        logged = self.settings.to_journal and task_log.isEnabledFor(logging.INFO)
         for line in lines:
-            if self.settings.to_journal:
+            if logged:
                 self._write(voice, line)
             if voice.wanted:
                 self._put(voice, line)
