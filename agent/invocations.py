@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -88,6 +88,7 @@ class Invocations:
         self._answered_bytes = 0
         self._unsent: deque[tuple[float, InvokeResult]] = deque(maxlen=_UNSENT_MAX)
         self._number = 0
+        self.spent_in_all = Spent()
 
     def open(self, link: Link, topics: Topics, proplet_id: str, tasks: TaskGroup) -> None:
         """Answer over `link` from now on; what is begun runs in `tasks`."""
@@ -117,6 +118,11 @@ class Invocations:
             answer = self._refusal(call.invoke, why)
             self._close(call, answer)
             self._tasks.start_soon(self._send, answer)
+
+    def tally(self, key: RunKey) -> tuple[Spent, Collection[str]]:
+        """Return what the answered invocations of a task have cost, and the keys of those that run."""
+        deployed = self._deployed.get(key)
+        return (deployed.spent, deployed.live) if deployed else (Spent(), ())
 
     def spent(self, task_id: str) -> Iterator[Invoked]:
         """Yield what the invocations of a task that lies ready have cost so far."""
@@ -179,6 +185,7 @@ class Invocations:
         try:
             outcome = await self._outcome(call, deployed)
             deployed.spent = deployed.spent.plus(outcome)
+            self.spent_in_all = self.spent_in_all.plus(outcome)
             answer = self._answer(call, deployed, outcome)
         finally:
             self._close(call, answer)

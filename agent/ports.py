@@ -189,11 +189,12 @@ def nobody(_notice: Notice) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A live run's own use so far; None where the engine cannot tell."""
+    """A live run's own use so far; None where the engine cannot tell. `pid`: of a process that it has to itself."""
 
     cpu_s: float | None = None
     memory_bytes: int | None = None
     wall_s: float = 0.0
+    pid: int | None = None
 
 
 class Runtime(Protocol):

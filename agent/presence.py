@@ -14,13 +14,13 @@ from typing import Any
 import anyio
 
 from proplet.agent import codec, wire
-from proplet.agent.events import RunKey
+from proplet.agent.events import Outcome, RunKey, StartKind
 from proplet.agent.lifecycle import State
 from proplet.agent.log_feed import LogFeed, LogSettings, Voice
+from proplet.agent.metering import Metering, Tally
 from proplet.agent.mqtt_model import MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Link, Runtime, Stage
 from proplet.agent.restarts import started_at
-from proplet.agent.task_meter import TaskMeter
 from proplet.agent.topics import Route, Topics
 from proplet.agent.vitals import Vitals
 
@@ -62,7 +62,6 @@ class _Live:
     progress: Stage | None = None
     told: object = None
     running_since: float = 0.0  # monotonic; 0 is not running
-    meter: TaskMeter | None = None  # while it runs
     message: str = ""  # where it serves, for people
 
     def wants(self, topic: str) -> bool:
@@ -75,11 +74,11 @@ class Presence:
     def __init__(self, settings: PresenceSettings, topics: Topics, runtime: Runtime, vitals: Vitals) -> None:
         self._settings = settings
         self._topics = topics
-        self._runtime = runtime
         self._vitals = vitals
         self._live: dict[RunKey, _Live] = {}
         self._changed = anyio.Event()
         self.logs = LogFeed(settings.logs, settings.proplet_id)
+        self.meters = Metering(settings.proplet_id, runtime, vitals)
 
     @property
     def proplet_id(self) -> str:
@@ -99,13 +98,13 @@ class Presence:
         if live:
             live.stage, live.progress = stage.name, stage
 
-    def running(self, key: RunKey) -> None:
-        """A task's guest runs now."""
+    def running(self, key: RunKey, restarts: int = 0) -> None:
+        """A task's guest runs now, after so many runs before it."""
         live = self._live.get(key)
         if live:
-            now = time.monotonic()
             live.stage, live.progress, live.message = "running", None, ""
-            live.running_since, live.meter = now, TaskMeter(live.start, now, self._vitals.total_memory_bytes)
+            live.running_since = time.monotonic()
+            self.meters.began(key, live.start, restarts)
 
     def serves(self, key: RunKey, port: int) -> None:
         """A task's guest accepts connections now."""
@@ -114,9 +113,16 @@ class Presence:
             live.stage, live.message = State.SERVING.value, started_at(port)
             self._changed.set()
 
-    def ended(self, key: RunKey) -> None:
-        """A task is under way no more."""
+    def ended(self, key: RunKey, outcome: Outcome | None = None, kind: StartKind | None = None) -> None:
+        """A task is under way no more; if it ran, its run, begun as `kind` says, had this outcome."""
         self._live.pop(key, None)
+        if outcome is not None:
+            self.meters.ended(key, outcome, kind)
+
+    def deployed(self, key: RunKey, start: wire.Start, tally: Tally) -> None:
+        """A latent task lies ready to be invoked; `tally` tells what its invocations cost."""
+        self._live.pop(key, None)
+        self.meters.deployed(key, start, tally)
 
     def voice(self, key: RunKey, start: wire.Start) -> Voice:
         """Return through which a task's runs say what they print."""
@@ -162,6 +168,7 @@ class Presence:
             if self._settings.metrics_s > 0:
                 tasks.start_soon(self._measure, link, name="metrics")
             tasks.start_soon(self._follow_tasks, link, name="task progress")
+            tasks.start_soon(self.meters.serve, link, partial(self._tell_metrics, link), name="task metrics")
             tasks.start_soon(self.logs.serve, link, partial(self.tell, link, Route.LOGS), name="task logs")
 
     async def goodbye(self, link: Link) -> None:
@@ -183,8 +190,11 @@ class Presence:
                 await self.tell(link, Route.METRICS, message, self._settings.qos)
             await anyio.sleep(self._settings.metrics_s)
 
+    async def _tell_metrics(self, link: Link, metrics: wire.TaskMetrics) -> bool:
+        return await self.tell(link, Route.TASK_METRICS, metrics, self._settings.qos)
+
     async def _follow_tasks(self, link: Link) -> None:
-        """While tasks are under way, tell their progress and measure those whose profile asks for it."""
+        """While tasks are under way, tell their progress."""
         while True:
             await self._changed.wait()
             self._changed = anyio.Event()
@@ -192,7 +202,6 @@ class Presence:
                 await anyio.sleep(_PROGRESS_S)
                 if link.connected:
                     await self._tell_progress(link)
-                    await self._tell_samples(link)
                 young = time.monotonic() - 2 * _PROGRESS_S
                 if all(0 < live.running_since < young for live in self._live.values()):
                     with anyio.move_on_after(_SETTLED_S):
@@ -211,18 +220,3 @@ class Presence:
                 self.proplet_id, key.task_id, live.start.attempt, live.stage, done, total, time.time(), live.message
             )
             await self.tell(link, Route.PROGRESS, message, self._settings.qos)
-
-    async def _tell_samples(self, link: Link) -> None:
-        now = time.monotonic()
-        due = {key: live.meter for key, live in self._live.items() if live.meter and live.meter.due <= now}
-        if not due:
-            return
-        measured = await self._runtime.sample()
-        for key, meter in due.items():
-            meter.asked(now)
-            sample = measured.get(str(key))
-            if sample is None:
-                continue
-            one, aggregated = meter.take(sample, now)
-            message = wire.TaskMetrics(key.task_id, self.proplet_id, one, aggregated, time.time())
-            await self.tell(link, Route.TASK_METRICS, message, self._settings.qos)

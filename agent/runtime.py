@@ -195,7 +195,7 @@ class WorkerRuntime(Runtime):
             for number, (cpu_s, memory_bytes, wall_s) in (await link.sample(_SAMPLE_TIMEOUT_S)).items():
                 if number in keys:
                     own_bytes = link.private_bytes if memory_bytes is None else memory_bytes
-                    found[keys[number]] = Sample(cpu_s, own_bytes, wall_s, link.pid if link.own else None)
+                    found[keys[number]] = Sample(cpu_s, own_bytes, wall_s, link.sole_pid)
 
         async with anyio.create_task_group() as tasks:
             for link in self._links:

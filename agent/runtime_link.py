@@ -97,6 +97,11 @@ class Link:
         return self._child.pid if self._child else None
 
     @property
+    def sole_pid(self) -> int | None:
+        """The same, of a worker that has never had another job than its present one: what it did is this job's."""
+        return self.pid if self.own and self.given == 1 else None
+
+    @property
     def free(self) -> bool:
         """True if it has no job and can be given one."""
         return not self.tickets and not self.closing

@@ -329,6 +329,7 @@ class Shell:
             case Deploy():
                 self._deploy(effect)
             case Retire(key, why):
+                self._presence.meters.retired(key)
                 self._invocations.retire(key, why)
             case Waits(key, start, stage, why):
                 self._tasks.start_soon(self._presence.rests, self._link, key, start, stage, why)
@@ -375,7 +376,7 @@ class Shell:
 
     def _deploy(self, effect: Deploy) -> None:
         key, start = effect.key, effect.start
-        self._presence.ended(key)
+        self._presence.deployed(key, start, lambda: self._invocations.tally(key))
         self._tasks.start_soon(self._presence.rests, self._link, key, start, State.DEPLOYED.value)
         wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True))
         voice = self._presence.voice(key, start)
@@ -387,14 +388,14 @@ class Shell:
         speaker = self._presence.voice(key, effect.start).run()
         try:
             if key not in self._cancelled:
-                self._presence.running(key)
+                self._presence.running(key, effect.restarts)
                 outcome = await self._runtime.run(job, lambda notice: self._hear(key, speaker.hear, notice))
         except Exception as error:  # the same
             log.exception("task %s could not be run", _on_one_line(key.task_id))
             outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")
         self._cancelled.discard(key)
         speaker.end(outcome)
-        self._presence.ended(key)
+        self._presence.ended(key, outcome, job.artefact.start_kind)
         self.put(RunEnded(key, outcome))
 
     def _hear(self, key: RunKey, speaker: Callable[[Notice], None], notice: Notice) -> None:

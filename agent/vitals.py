@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from proplet.agent.engines import CRANELIFT
-from proplet.agent.wire import CpuMetrics, MemoryMetrics, Metadata
+from proplet.agent.wire import CpuMetrics, MemoryMetrics, Metadata, TaskSample
 
 
 class Vitals:
@@ -68,6 +68,22 @@ class Vitals:
         usage, limit = _cgroup_memory()
         cpu = CpuMetrics(round(user, 3), round(system, 3), psutil.cpu_percent(interval=None))
         return cpu, MemoryMetrics(rss_bytes=rss, container_usage_bytes=usage, container_limit_bytes=limit)
+
+    @staticmethod
+    def process(pid: int) -> TaskSample:
+        """Return the threads, open files and disk traffic of one process; all 0 when it is no more."""
+        try:
+            process = psutil.Process(pid)
+            with process.oneshot():
+                traffic = process.io_counters()
+                return TaskSample(
+                    disk_read_bytes=traffic.read_bytes,
+                    disk_write_bytes=traffic.write_bytes,
+                    thread_count=process.num_threads(),
+                    file_descriptor_count=process.num_fds(),
+                )
+        except psutil.Error:
+            return TaskSample()
 
     @property
     def total_memory_bytes(self) -> int:

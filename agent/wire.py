@@ -245,6 +245,20 @@ class TaskAggregate:
 
 
 @dataclass(frozen=True, slots=True)
+class MeterTerms:
+    """``ext`` of a task's metrics (ours): the attempt they are of, and its costs so far, as `Usage` has them.
+
+    `final`: it has ended, and this is its last measurement.
+    """
+
+    attempt: int | None = _attempt()
+    cpu_seconds: float | None = None
+    invocations: int = 0
+    restarts: int = 0
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TaskMetrics:
     """``control/proplet/task_metrics``."""
 
@@ -253,6 +267,7 @@ class TaskMetrics:
     metrics: TaskSample = field(default_factory=TaskSample)
     aggregated: TaskAggregate | None = None
     timestamp: float = field(default=0.0, metadata={"kind": "timestamp"})
+    ext: MeterTerms | None = None
 
 
 @dataclass(frozen=True, slots=True)

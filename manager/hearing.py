@@ -126,7 +126,11 @@ class Hearing:
         if task is None:
             return
         self._observed.tasks.add(metrics.task_id, metrics)
-        # They name no attempt: only what has begun since the dispatch is of the current one.
+        if metrics.ext is not None and metrics.ext.attempt is not None:
+            if not metrics.ext.final:
+                self._confirms(task, Holds(metrics.proplet_id, metrics.ext.attempt))
+            return
+        # The reference's name no attempt: only what has begun since the dispatch is of the current one.
         began = self._wall() - metrics.metrics.uptime_seconds
         if began >= task.status.dispatched_at - _SETTLING_S:
             self._confirms(task, Holds(metrics.proplet_id, task.status.attempt))
