@@ -51,8 +51,7 @@ class Node:
 async def open_node(directory: Path, **settings: Any) -> AsyncIterator[Node]:
     """A node whose store, cache and key are in `directory`; `settings` are the runtime's, `engine` also the modules'."""
     of_modules = {"engine": settings.get("engine", CRANELIFT)}
-    if (cache_bytes := settings.pop("cache_bytes", None)) is not None:
-        of_modules["cache_bytes"] = cache_bytes
+    of_modules |= {name: settings.pop(name) for name in ("cache_bytes", "compile_memory_bytes") if name in settings}
     async with AsyncExitStack() as stack:
         modules = await stack.enter_async_context(
             open_modules(ModulesSettings(directory / "store", directory / "cache", directory / "key", **of_modules))
