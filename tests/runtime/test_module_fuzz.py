@@ -87,7 +87,7 @@ async def test_damaged_compiled_files_are_always_refused(tmp_path: Path) -> None
     assert cache.verify(path, key) == intact
 
 
-@pytest.mark.parametrize("code", ["", "0" * 64, "é" * 64, "\ud800"])
+@pytest.mark.parametrize("code", ["", "0" * 64, "é" * 64, "\ud800"], ids=["none", "hex", "letters", "surrogate"])
 async def test_a_record_with_another_code_is_refused(tmp_path: Path, code: str) -> None:
     async with open_node(tmp_path) as node:
         path = (await node.artefact("echo")).path

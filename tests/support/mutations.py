@@ -1,4 +1,4 @@
-"""Modules that somebody has damaged, at random: bytes changed, cut off, sections moved, taken away, taken from others."""
+"""Modules that somebody has damaged, at random: bytes changed, pieces and sections moved or taken from others."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ _PREAMBLE = 8
 
 
 class Mutations:
-    """Damaged variants of `sources`; small ones are taken far more often than large ones, which take long to compile."""
+    """Damaged variants of `sources`: of small ones far more often than of large ones, which take long to compile."""
 
     def __init__(self, sources: Sequence[bytes], seed: int) -> None:
         self._chance = random.Random(seed)
