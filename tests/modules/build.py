@@ -45,6 +45,10 @@ for source in sorted(HERE.glob("*.rs")):
         source.with_suffix(".wasm").chmod(0o644)
     else:
         print(f"{source.name}: not built, there is no rustc with wasm32-wasip2 (rustup target add wasm32-wasip2)")
+for source in sorted(HERE.glob("*.ts")):
+    command = [shutil.which("asc") or "", source.name, *"-O3s --use abort= -o".split(), source.with_suffix(".wasm").name]
+    if not command[0] or subprocess.run(command, cwd=HERE, check=False).returncode:
+        print(f"{source.name}: not built, there is no asc (npm install assemblyscript, and its node_modules/.bin in PATH)")
 for crate in sorted(HERE.glob("*/Cargo.toml")) if "--crates" in sys.argv else ():
     with tempfile.TemporaryDirectory() as target:
         build = ["cargo", "build", "--locked", "--release", "--target", "wasm32-wasip2", "--target-dir", target]
