@@ -1,9 +1,10 @@
 """Builds the guest modules beside their sources: ``python tests/modules/build.py``. The results are committed.
 
 Crates (Rust with dependencies) are built with ``--crates`` only: that downloads them, and takes minutes.
-Those in C need clang and wasm-ld (Debian: ``apt-get install clang lld``), or, where they use a C library (``wasi_*.c``),
-zig (``pip install ziglang``; 0.17.1 made them); those in Rust a rustc with the target wasm32-wasip2 (``rustup target add
-wasm32-wasip2``). Without them they are left as they are.
+Those in C need clang and wasm-ld (Debian: ``apt-get install clang lld``), or, where they use a C library
+(``wasi_*.c``), zig (``pip install ziglang``; 0.17.1 made them); those in Rust a rustc with the target wasm32-wasip2
+(``rustup target add wasm32-wasip2``); AssemblyScript asc (``npm install assemblyscript``). Without them they are left
+as they are.
 """
 
 import shutil
@@ -46,9 +47,9 @@ for source in sorted(HERE.glob("*.rs")):
     else:
         print(f"{source.name}: not built, there is no rustc with wasm32-wasip2 (rustup target add wasm32-wasip2)")
 for source in sorted(HERE.glob("*.ts")):
-    command = [shutil.which("asc") or "", source.name, *"-O3s --use abort= -o".split(), source.with_suffix(".wasm").name]
-    if not command[0] or subprocess.run(command, cwd=HERE, check=False).returncode:
-        print(f"{source.name}: not built, there is no asc (npm install assemblyscript, and its node_modules/.bin in PATH)")
+    command = ["asc", source.name, *"-O3s --use abort= -o".split(), source.with_suffix(".wasm").name]
+    if not shutil.which("asc") or subprocess.run(command, cwd=HERE, check=False).returncode:
+        print(f"{source.name}: not built, there is no asc on the PATH (npm install assemblyscript)")
 for crate in sorted(HERE.glob("*/Cargo.toml")) if "--crates" in sys.argv else ():
     with tempfile.TemporaryDirectory() as target:
         build = ["cargo", "build", "--locked", "--release", "--target", "wasm32-wasip2", "--target-dir", target]
