@@ -2,7 +2,7 @@
 
 from proplet.agent import codec
 from proplet.agent.config_permissions import ANYWHERE, own_paths
-from proplet.agent.config_schema import LimitsTable, NodeSettings
+from proplet.agent.config_schema import Engine, LimitsTable, NodeSettings
 from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
@@ -104,6 +104,7 @@ def program_settings(settings: NodeSettings) -> ProgramSettings:
             http.host, http.first_port, http.last_port or min(65535, http.first_port + 99), http.least_port
         ),
         terms=Terms(
+            pulley=runtime.engine is Engine.PULLEY,
             request_timeout_s=http.request_timeout_s,
             max_requests=http.max_requests,
             max_connections=http.max_connections,

@@ -172,6 +172,7 @@ class Programs:
             network=bool(permissions.http or permissions.tcp),
             writable=(*cache, *(grant.host for grant in permissions.dirs if not grant.read_only)),
             protects=any(grant.read_only for grant in permissions.dirs),
+            directories=tuple((args.directory(grant), grant.host) for grant in permissions.dirs),
         )
 
     def _terms(self) -> args.Terms:

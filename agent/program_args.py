@@ -11,22 +11,26 @@ from pathlib import Path
 from typing import Final
 
 from proplet.agent.ports import GuestLimits, Job, ModuleKind
-from proplet.agent.wire import Permissions
+from proplet.agent.wire import DirectoryGrant, Permissions
 
 # What the loader, the C library, Rust's runtime and wasmtime look for: such a name must not reach the program itself.
 _MEANS_SOMETHING: Final = re.compile(
-    r"(LD_|GLIBC|GCONV|MALLOC|RUST|WASMTIME|RAYON|TOKIO|NLS|LOC|RES_|HOSTALIAS|LANG|LC_|TMP|TZ|XDG|SSL_|TERM|NO_COLOR)"
-    r"|(PATH|HOME|PROPLET_EXTERNAL_WASM_RUNTIME)$",
-    re.IGNORECASE,
+    r"(LD|GLIBC|GCONV|MALLOC|RES|LC|RUST|RAYON|TOKIO|WASMTIME|XDG)_.*"
+    r"|PATH|HOME|LANG|LANGUAGE|LOCPATH|NLSPATH|LOCALDOMAIN|HOSTALIASES|TZ|TZDIR|TMP|TMPDIR|TERM|NO_COLOR|CLICOLOR"
+    r"|SSL_CERT_(FILE|DIR)"
 )
 _OWN_ENVIRONMENT: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "NO_COLOR": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How the node has its guests run. `cache_config` is a file for the program, None for no cache of compiled code."""
+    """How the node has its guests run. `cache_config` is a file for the program, None for no cache of compiled code.
+
+    With `pulley` they are byte code, for devices where memory may not become executable.
+    """
 
     cache_config: Path | None = None
+    pulley: bool = False
     request_timeout_s: float = 30.0
     max_requests: int = 32
     max_connections: int = 128
@@ -46,7 +50,7 @@ def serving(job: Job, address: str, terms: Terms) -> Invocation:
     limits = [f"timeout={_milliseconds(terms.request_timeout_s)}ms", *_limits(job.limits)]
     arguments = (
         "serve",
-        *_cache(terms),
+        *_compiled(terms),
         f"-S{','.join(['cli=y', 'http=y', *_network(job.permissions)])}",
         f"-W{','.join(limits)}",
         f"--max-concurrent-requests={terms.max_requests}",
@@ -75,7 +79,7 @@ def running(job: Job, flags: Sequence[str], terms: Terms) -> Invocation:
         "run",
         *invoke,
         *flags,
-        *_cache(terms),
+        *_compiled(terms),
         f"-S{','.join(network)}",
         f"-W{','.join(_limits(job.limits))}",
         *_directories(job.permissions),
@@ -91,8 +95,9 @@ def _is_custom(name: str) -> bool:
     return bool(name) and name != "_start" and not name.startswith("fl-round-")
 
 
-def _cache(terms: Terms) -> tuple[str, ...]:
-    return ("-Ccache=n",) if terms.cache_config is None else (f"-Ccache=y,cache-config={terms.cache_config}",)
+def _compiled(terms: Terms) -> list[str]:
+    cache = "n" if terms.cache_config is None else f"y,cache-config={terms.cache_config}"
+    return [f"-Ccache={cache}", *(["--target=pulley64"] if terms.pulley else [])]
 
 
 def _limits(limits: GuestLimits) -> list[str]:
@@ -107,7 +112,12 @@ def _network(permissions: Permissions) -> list[str]:
 
 
 def _directories(permissions: Permissions) -> list[str]:
-    return [f"--dir={grant.host}::{grant.guest}" for grant in permissions.dirs]
+    return [directory(grant) for grant in permissions.dirs]
+
+
+def directory(grant: DirectoryGrant) -> str:
+    """Return how the program is given a directory."""
+    return f"--dir={grant.host}::{grant.guest}"
 
 
 def _environment(guest: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -115,7 +125,7 @@ def _environment(guest: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     given: list[str] = []
     environment = dict(_OWN_ENVIRONMENT)
     for name, value in guest.items():
-        if _MEANS_SOMETHING.match(name):
+        if _MEANS_SOMETHING.fullmatch(name):
             given.append(f"--env={name}={value}")
         else:
             given.append(f"--env={name}")

@@ -76,6 +76,21 @@ def _write_only_below(libc: ctypes.CDLL, places: list[str]) -> None:
     os.close(rules)
 
 
+def _opened(path: str) -> str:
+    """Open a directory and return a path to just this one, whatever `path` leads to later."""
+    try:
+        directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        where = f"/proc/self/fd/{directory}"
+        real, trouble = os.readlink(where), "there is a link on the way"  # noqa: PTH115  pathlib would take its time
+    except OSError as error:
+        real, trouble = "", str(error.strerror)
+    if real != path:
+        sys.stderr.write(f"the directory {path} cannot be opened: {trouble}\n")
+        os._exit(REFUSED)
+    os.set_inheritable(directory, True)
+    return where
+
+
 def main() -> None:
     """Prepare this process and become the command."""
     setting, command = json.loads(sys.argv[1]), sys.argv[2:]
@@ -87,6 +102,8 @@ def main() -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(setting["oom_score"]))
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for argument, path in setting["directories"]:
+        command[command.index(argument)] = argument.replace(path, _opened(path), 1)
     try:
         _write_only_below(libc, setting["writable"])
     except OSError as error:

@@ -23,6 +23,7 @@ from proplet.agent.program_ports import Allowed
 from proplet.agent.program_runtime import EitherRuntime, ProgramSettings, open_programs
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
 from tests.runtime.conftest import Node
+from tests.support.no_executable_memory import WRAPPER, is_known_here
 from tests.support.ports import free_ports, listening
 
 pytestmark = pytest.mark.anyio
@@ -412,6 +413,36 @@ async def test_a_directory_to_be_read_cannot_be_written(node: Node, runtime: Eit
         assert (await service.ask("/write/write/note"))[0] == 200
     assert {path.name: path.read_text() for path in (tmp_path / "read").iterdir()} == {"note": "found"}
     assert (tmp_path / "write" / "note").read_text() == "written"
+
+
+async def test_a_link_that_was_put_where_a_directory_was_is_not_followed(
+    node: Node, runtime: EitherRuntime, tmp_path: Path
+) -> None:
+    (tmp_path / "granted").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "granted")
+    (tmp_path / "granted" / "below").mkdir()
+    for path in (tmp_path / "link", tmp_path / "link" / "below", tmp_path / "nowhere"):
+        permissions = Permissions(dirs=(DirectoryGrant(str(path), "/data"),))
+        outcome = await runtime.run(await service_job(node, permissions=permissions))
+        assert outcome.reason is Reason.NOT_SUPPORTED
+        assert f"the directory {path} cannot be opened" in outcome.error
+
+
+@pytest.mark.skipif(not is_known_here(), reason="Linux before 6.3 has no PR_SET_MDWE")
+async def test_byte_code_is_served_where_memory_cannot_become_executable(
+    node: Node, settings: ProgramSettings, tmp_path: Path
+) -> None:
+    restricted = tmp_path / "restricted"
+    restricted.write_text(f'#!/bin/sh\nexec {" ".join((*WRAPPER, *find().command))} "$@"\n')
+    restricted.chmod(0o755)
+    pulley = replace(settings, program=str(restricted), terms=Terms(pulley=True))
+    async with (
+        open_programs(pulley, node.runtime, 4) as runtime,
+        serving(runtime, await service_job(node)) as service,
+    ):
+        assert await service.ask("/") == (200, "hello\n")
+    async with open_programs(replace(pulley, terms=Terms()), node.runtime, 4) as runtime:
+        assert (await runtime.run(await service_job(node))).reason is not Reason.OK
 
 
 async def test_the_second_start_does_not_compile_again(node: Node, settings: ProgramSettings, tmp_path: Path) -> None:
