@@ -29,6 +29,7 @@ first steps:
 FORMS = ("table", "wide", "json", "yaml", "name")
 CRD_GROUPS = ("abstractmachines.fr", "absmach.eu", "all")  # the reference's, the older first
 WAITS = ("completed", "finished", "running")
+TOP_KINDS = ("tasks", "proplets")
 _RESOURCE = "tasks, proplets, jobs (propellerjobs), federatedjobs or trainingrounds (task, job/NAME work, too)"
 
 
@@ -261,6 +262,13 @@ def _resource_commands(add: Add, server: _Parser) -> None:
     describe = add("describe", "cli_resources:describe", "show all of one task, proplet or job", server, namespace)
     describe.add_argument("kind", metavar="KIND", help=_RESOURCE)
     describe.add_argument("names", metavar="NAME", nargs="*", default=[], help="which")
+    top = add("top", "cli_top:top", "show what tasks, or proplets, use", server, namespace)
+    top.add_argument("kind", metavar="KIND", nargs="?", choices=TOP_KINDS, default="tasks", help="tasks or proplets")
+    top.add_argument("-w", "--watch", action="store_true", help="go on (on a terminal it does without being told)")
+    top.add_argument("--once", action="store_true", help="show it once and end (what it does in a pipe)")
+    top.add_argument("--interval", metavar="TIME", default="2s", help="how often to look (default: 2s)")
+    top.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print it")
+    top.add_argument("-A", "--all-namespaces", action="store_true", help="of every namespace")
     delete = add(
         "delete", "cli_resources:delete", "delete tasks, proplets or jobs; what runs is stopped", server, namespace
     )

@@ -80,6 +80,11 @@ class Session:
         with answered():
             return self._client.node()
 
+    def top(self, namespace: str | None) -> dict[str, Any]:
+        """Return what tasks and proplets use."""
+        with answered():
+            return self._client.top(namespace)
+
     def list(self, kind: str, namespace: str | None) -> Manifests:
         """Return the manifests of a kind."""
         with answered():

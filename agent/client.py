@@ -135,6 +135,10 @@ class Client:
         """Return what the node is and what is on."""
         return self._json("GET", "/api/v1/node")
 
+    def top(self, namespace: str | None = None) -> dict[str, Any]:
+        """Return ``{tasks, proplets}``: what is under way, and what it and the proplets use, as last measured."""
+        return self._json("GET", _query("/api/v1/top", namespace=namespace))
+
     def list(self, kind: str, namespace: str | None = None) -> dict[str, Any]:
         """Return ``{"items": [manifest...], "version": n}`` of a kind, such as tasks."""
         return self._json("GET", _query(f"/api/v1/{_part(kind)}", namespace=namespace))

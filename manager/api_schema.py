@@ -168,6 +168,29 @@ def _wire_metrics() -> dict[str, Schema]:
     }
 
 
+def _top() -> Schema:
+    measured = {"cpu_percent": _NUMBER, "cpu_seconds": _NUMBER, "memory_bytes": _COUNT, "measured_at": _MOMENT}
+    task = {
+        **dict.fromkeys(("namespace", "name", "uid", "phase", "proplet"), _TEXT),
+        **dict.fromkeys(("attempt", "uptime_seconds", "restarts", "invocations"), _COUNT),
+        "started_at": _MOMENT,
+        **measured,
+    }
+    proplet = {
+        **dict.fromkeys(("namespace", "name"), _TEXT),
+        **dict.fromkeys(("tasks", "total_memory_bytes"), _COUNT),
+        "alive": _FLAG,
+        "machine_cpu_percent": _NUMBER,
+        **measured,
+    }
+    tasks = _list(_object(task, "namespace", "name", "uid", "phase", "attempt"))
+    return _object(
+        {"tasks": tasks, "proplets": _list(_object(proplet, "namespace", "name", "alive", "tasks"))},
+        "tasks",
+        "proplets",
+    )
+
+
 def schemas() -> dict[str, Schema]:
     """Return every schema of the document's `components`, by name."""
     task = _rest_task()
@@ -256,6 +279,7 @@ def schemas() -> dict[str, Schema]:
         **_wire_metrics(),
         "TaskMetricsList": _page("metrics", _ref("TaskMetrics")),
         "PropletMetricsList": _page("metrics", _ref("PropletMetrics")),
+        "Top": _top(),
         "AliveHistory": _page("history", _MOMENT),
         "Proplet": _object(proplet, "id", "name", "task_count", "alive"),
         "PropletList": _page("proplets", _ref("Proplet")),

@@ -1,6 +1,6 @@
 """Every operation of the HTTP API, in the order in which paths are matched."""
 
-from proplet.manager import api_invoke, api_jobs, api_manifests, api_node, api_proplets, api_tasks, api_watch
+from proplet.manager import api_invoke, api_jobs, api_manifests, api_node, api_proplets, api_tasks, api_top, api_watch
 from proplet.manager.api_routes import Operation
 
 # Paths with fewer parameters first: /api/v1/node must not be taken for a kind.
@@ -10,6 +10,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *api_jobs.OPERATIONS,
     *api_proplets.OPERATIONS,
     *api_node.OPERATIONS,
+    *api_top.OPERATIONS,
     *api_watch.OPERATIONS,
     *api_manifests.OPERATIONS,
 )
