@@ -15,11 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from proplet.agent.task_logs import Bucket, LogLimits
+from proplet.agent.task_logs import DAEMON_BYTES, Bucket, LogLimits
 
 PERIOD_S: Final = 0.2
 YOUNG_S: Final = 0.25
-DAEMON_BYTES: Final = 64 * 1024
 _NOTHING: Final = bytearray()  # never written to
 
 

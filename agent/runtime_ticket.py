@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleKind, Notice, Outcome, Output, nobody
+from proplet.agent.task_logs import DAEMON_BYTES
 from proplet.agent.worker_orders import Order
 
 if TYPE_CHECKING:
@@ -63,10 +64,17 @@ class Ticket:
         return wall_at, "timeout"
 
     def hear(self, output: Output, *, keep: bool) -> None:
-        """Tell what the guest has printed; `keep` it, up to the limit of output, in case that its worker is ended."""
+        """Tell what the guest has printed; `keep` it, up to the limit of output, in case that its worker is ended.
+
+        Of a daemon the last is kept, as its worker does.
+        """
         if keep:
-            kept = self.said.setdefault(output.stream, bytearray())
-            kept += output.data[: self.job.limits.output_bytes - len(kept)]
+            kept, limit = self.said.setdefault(output.stream, bytearray()), self.job.limits.output_bytes
+            if self.daemon:
+                kept += output.data
+                del kept[: -min(limit, DAEMON_BYTES) or len(kept)]
+            else:
+                kept += output.data[: limit - len(kept)]
         self.tell(output)
 
     def leave(self) -> None:

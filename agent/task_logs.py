@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 LINE_BYTES: Final = 16 * 1024
+DAEMON_BYTES: Final = 64 * 1024  # kept of each stream of a daemon, for its outcome: the last
 STREAMS: Final = ("stdout", "stderr")
 _KIB: Final = 1024
 _LEAST: Final = 64  # what a short line counts as: every line costs, here and wherever it goes

@@ -199,6 +199,20 @@ async def test_logs_go_where_the_guest_wrote_them(node: Node, home: Path) -> Non
     assert await proplet(home, "logs", "one", "-f") == (0, "hello\nwor\N{REPLACEMENT CHARACTER}ld\n", "oops\n")
 
 
+async def test_lines_of_another_attempt_are_set_apart_and_the_last_can_be_chosen(node: Node, home: Path) -> None:
+    await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
+    task = await record(node, "one", phase=Phase.COMPLETED)
+    first = LogLines("pi", task.id, 1, "stdout", ("a", "\x1b[31mb\x1b[0m"), at=1.7e9)
+    node.control.logs[task.id] = [first, LogLines("pi-2", task.id, 2, "stdout", ("c", "d"), at=1.8e9)]
+    assert await proplet(home, "logs", "one") == (0, "a\nb\nc\nd\n", "--- attempt 2 on pi-2 ---\n")
+    assert await proplet(home, "logs", "one", "--tail", "2") == (0, "c\nd\n", "")
+    assert (await proplet(home, "logs", "one", "--tail", "3")).out == "b\nc\nd\n"
+    dated = await proplet(home, "logs", "one", "--tail", "1", "--timestamps")
+    assert dated.out == "2027-01-15T08:00:00.000Z d\n"
+    for wrong in (["--tail", "-1"], ["--tail", "x"], ["--since", "x"]):
+        assert (await proplet(home, "logs", "one", *wrong)).code == 2
+
+
 async def test_logs_of_a_task_under_way_say_when_they_come(node: Node, home: Path) -> None:
     await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
     await record(node, "one", phase=Phase.RUNNING)

@@ -1,14 +1,19 @@
 """What guests print while they run, through real workers: told live, bounded, and kept for the outcome."""
 
+import os
+import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from proplet.agent.ports import Job, Notice, Outcome, Output
-from proplet.agent.task_logs import Cutter
+from proplet.agent.task_logs import Cutter, LogLimits
 from proplet.agent.wire import Reason
+from tests.runtime.conftest import open_node
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +84,27 @@ async def test_a_character_cut_between_two_writes_is_whole_again(node: Any) -> N
     assert outcome.stderr.decode() == "\u20ac half \u20ac\n"
     assert [output.data[-2:] for output in heard.outputs] == [b"\xe2\x82", b"\xac\n"]
     assert [line for output in heard.outputs for line in cutter.feed(output.data)] == ["\u20ac half \u20ac".encode()]
+
+
+async def test_of_a_daemon_in_a_worker_of_its_own_the_last_is_kept_though_the_worker_is_killed(node: Any) -> None:
+    heard = Heard()
+    job = await node.job("counter", "flood", key="own", wall_s=None, cpu_s=None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(heard.run, node, replace(job, artefact=replace(job.artefact, waits=True)))
+        await heard.until(lambda: len(heard.data()) > 128 * KIB)
+        os.kill(node.runtime.worker_of("own"), signal.SIGSTOP)
+        node.runtime.stop("own")
+    assert heard.outcome is not None
+    assert heard.outcome.reason is Reason.STOPPED
+    assert heard.outcome.stdout == heard.data()[-64 * KIB :]
+
+
+async def test_how_much_is_told_is_the_nodes_to_say(warm_directory: Path) -> None:
+    heard = Heard()
+    async with open_node(warm_directory, log_limits=LogLimits(KIB, 64 * KIB)) as node:
+        await heard.run(node, await node.job("counter", "flood", wall_s=1.0))
+    assert 64 * KIB <= len(heard.data()) < 72 * KIB
+    assert heard.lost[1] > 1024 * KIB
 
 
 async def test_a_flood_is_bounded_counted_and_does_not_hurt_its_neighbours(node: Any) -> None:
