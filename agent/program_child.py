@@ -31,7 +31,7 @@ class Bounds:
     """What the kernel keeps the program to: without `network` it opens no connection, and it writes below `writable`.
 
     Where the kernel cannot see to the latter the program is started all the same, unless it `protects` something.
-    `directories` are arguments ``--dir=HOST::GUEST`` of the command, with HOST, which is opened without following links.
+    `directories` are arguments ``--dir=HOST::GUEST`` of the command, with HOST, which is opened without a link.
     """
 
     network: bool = False

@@ -18,6 +18,7 @@ MISSING: Final = (
     "it needs the wasmtime program, which is not here: pip install 'proplet[wasmtime]', or put wasmtime on the PATH, "
     "or name it in [runtime] program (PROPLET_RUNTIME_PROGRAM)"
 )
+_NAME: Final = "wasmtime"
 _PT_INTERP: Final = 3
 
 
@@ -36,17 +37,19 @@ class Program:
 def find(wanted: str | None = None) -> Program:
     """Return the program: `wanted` (a path, or a name on the PATH), else the package's, else ``wasmtime`` on the PATH.
 
+    ``wasmtime`` is no other wish than none: the script of that name that pip puts on the PATH cannot run its program.
+
     Raises:
         ProgramMissingError: it is not there or cannot be run.
     """
-    if wanted:
+    if wanted and wanted != _NAME:
         path = shutil.which(wanted) or (wanted if Path(wanted).is_absolute() else None)
         if path is None or not Path(path).is_file():
             raise ProgramMissingError(f"there is no program {wanted}, which [runtime] program names")
         return _runnable(Path(path))
     if (packaged := _packaged()) is not None:
         return _runnable(packaged)
-    if (path := shutil.which("wasmtime")) is None:
+    if (path := shutil.which(_NAME)) is None:
         raise ProgramMissingError(MISSING)
     return _runnable(Path(path))
 
@@ -56,7 +59,7 @@ def _packaged() -> Path | None:
     spec = find_spec("wasmtime_cli")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).with_name("wasmtime")
+    path = Path(spec.origin).with_name(_NAME)
     return path if path.is_file() else None
 
 

@@ -53,6 +53,11 @@ def programs(node: NodeProcess) -> list[int]:
     return [int(child) for child in children if b"\0serve\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+def commands(node: NodeProcess) -> list[str]:
+    children = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+    return [Path(f"/proc/{child}/cmdline").read_text() for child in children]
+
+
 async def ask(port: int, path: str = "/") -> str:
     def get() -> str:
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
@@ -121,6 +126,25 @@ async def test_a_service_is_there_again_after_its_node_was_killed(manager: Peer,
     await manager.until(lambda: [i.state for i in manager.all(Route.INVENTORY)[-1].tasks] == ["serving"])
     (item,) = manager.all(Route.INVENTORY)[-1].tasks
     assert item.message == f"started at port {port}"
+
+
+@pytest.mark.anyio
+async def test_with_the_references_host_runtime_every_task_runs_in_the_program(
+    tmp_path: Path, mosquitto: MosquittoServer
+) -> None:
+    environ = {"PROPLET_EXTERNAL_WASM_RUNTIME": "wasmtime"}
+    with NodeProcess(tmp_path / "node", agent_config(mosquitto), environ) as node:
+        topics = Topics(DOMAIN, CHANNEL)
+        async with open_peer(mosquitto.link_settings(MANAGER.username), topics, PROPLET.username) as peer:
+            await peer.send(Route.HELLO, wire.Hello("m"))
+            await peer.until(lambda: peer.all(Route.INVENTORY), what="the agent")
+            await peer.start("t", ext=None)
+            assert (await peer.result("t")).results == "42\n"
+            await peer.start("flags", ext=None, cli_args=("--invoke", "main", "-W", "simd=y"))
+            assert (await peer.result("flags")).results == "42\n"
+            await peer.start("dir", ext=None, cli_args=("--dir=/",))
+            assert "was not granted this directory" in (await peer.result("dir")).error
+            assert not any("proplet.agent.worker" in child for child in commands(node))
 
 
 def test_a_person_sees_where_a_task_serves(hub: Hub) -> None:  # noqa: F811

@@ -18,6 +18,7 @@ def version_of(command: tuple[str, ...]) -> str:
 def test_the_packages_program_runs_as_pip_has_installed_it() -> None:
     program = find()
     assert program.path.name == "wasmtime"
+    assert find("wasmtime") == program, "not the script that pip puts on the PATH, which cannot run it"
     assert version_of(program.command).startswith("wasmtime ")
 
 
