@@ -229,7 +229,7 @@ class ModulesTable:
     max_module_size_bytes: int = setting(100 * MIB, least=KIB)
     pull_timeout_s: float = setting(600.0, least=1)
     compile_timeout_s: float = setting(600.0, least=1)
-    compile_memory_bytes: int = setting(512 * MIB, least=64 * MIB)
+    compile_memory_bytes: int = setting(512 * MIB, least=64 * MIB)  # and at most 3/4 of what is free
     docker_config: Path | None = None
     use_docker_config: bool = True
 

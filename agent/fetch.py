@@ -63,7 +63,7 @@ class ModulesSettings:
     """Where modules are kept and what making them may cost. Sizes in bytes, times in seconds.
 
     `store_dir` is an OCI image layout. `key_dir` holds the device's key, as in `runtime.RuntimeSettings`.
-    `compile_memory_bytes` caps a builder's data; compiling a 1 MB module takes some 75 MB, an 18 MB one 370 MB.
+    `compile_memory_bytes` caps a builder's data, and so does what is free; `memory_room` has what modules take.
     `engine` as in `runtime.RuntimeSettings`.
     """
 

@@ -6,12 +6,14 @@ compiler or the memory cap did becomes a `ModuleError`; what the disk did, a `St
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
+from proplet.agent.memory_room import available_bytes, compile_cap, compile_need
 from proplet.agent.ports import ModuleError, Stage, StorageError
 from proplet.agent.wire import Reason
 from proplet.agent.worker_child import Child, ChildGoneError
@@ -27,13 +29,23 @@ _NETWORK: Final = (
 class Builders:
     """At most so many pulls, and so many compilations, at once; each in a process of its own."""
 
-    def __init__(self, tasks: TaskGroup, *, memory_bytes: int, compile_timeout_s: float, linger_s: float) -> None:
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        *,
+        memory_bytes: int,
+        compile_timeout_s: float,
+        linger_s: float,
+        available: Callable[[], int | None] = available_bytes,
+    ) -> None:
+        """Let each use `memory_bytes`, or three quarters of what is `available` when it starts, if that is less."""
+        self._available_bytes = available
         self._tasks = tasks
         self._memory_bytes = memory_bytes
         self._compile_timeout_s = compile_timeout_s
         self._linger_s = linger_s
         self._idle: list[tuple[float, Child]] = []
-        self._live: set[Child] = set()
+        self._live: dict[Child, int] = {}  # with what each may use, in bytes
         self._pulls = anyio.Semaphore(4)
         self._compilations = anyio.Semaphore(1)
 
@@ -79,12 +91,12 @@ class Builders:
                         if answer[0] == BUILT:
                             return dict(answer[1])
                         if answer[0] == REFUSED:
-                            raise self._failure(answer[1], answer[2])
+                            raise self._failure(answer[1], answer[2], fields, child)
                         if answer[0] == STAGE:
                             progress(Stage(answer[1], answer[2], answer[3]))
             except ChildGoneError:
                 await child.wait()
-                raise self._death(kind, child) from None
+                raise self._death(kind, fields, child) from None
 
     @asynccontextmanager
     async def _builder(self) -> AsyncIterator[Child]:
@@ -97,9 +109,9 @@ class Builders:
                 child = None
         if child is None:
             try:
-                extra = _network_environment()
-                child = Child("proplet.agent.builder", [str(self._memory_bytes)], extra)
-                self._live.add(child)
+                cap = compile_cap(self._memory_bytes, self._available_bytes())
+                child = Child("proplet.agent.builder", [str(cap)], _network_environment())
+                self._live[child] = cap
             except OSError as error:
                 raise ModuleError(Reason.INTERNAL, f"no builder process can be started: {error}") from error
         try:
@@ -127,18 +139,20 @@ class Builders:
             await self._close(entry[1])
 
     async def _close(self, child: Child) -> None:
-        self._live.discard(child)
+        self._live.pop(child, None)
         child.kill()
         await child.aclose()
 
-    def _failure(self, reason: str, message: str) -> ModuleError | StorageError:
+    def _failure(
+        self, reason: str, message: str, fields: Mapping[str, Any], child: Child
+    ) -> ModuleError | StorageError:
         if reason == STORAGE:
             return StorageError(message)
         if reason == Reason.MEMORY_LIMIT.value:
-            return self._out_of_memory("")
+            return self._out_of_memory(fields, child)
         return ModuleError(Reason(reason), message)
 
-    def _death(self, kind: int, child: Child) -> ModuleError:
+    def _death(self, kind: int, fields: Mapping[str, Any], child: Child) -> ModuleError:
         said, how = child.last_errors(), child.exit_text()
         if (
             "memory allocation of" in said
@@ -146,18 +160,27 @@ class Builders:
             or "SIGKILL" in how
             or "Cannot allocate memory" in said
         ):
-            return self._out_of_memory(f" (the builder was {how})")
+            return self._out_of_memory(fields, child, f" (the builder was {how})")
         what = "pulling" if kind == PULL else "compiling"
         last = said.strip().rsplit("\n", 1)[-1][:200]
         reason = Reason.MODULE_UNAVAILABLE if kind == PULL else Reason.INVALID_MODULE
         return ModuleError(reason, f"the builder ended while {what} this module ({how}{': ' if last else ''}{last})")
 
-    def _out_of_memory(self, how: str) -> ModuleError:
-        limit = f"{self._memory_bytes // _MIB} MiB"
-        text = (
-            f"compiling this module needs more than the {limit} of memory a builder may use{how}: raise compile_memory"
-        )
-        return ModuleError(Reason.MEMORY_LIMIT, text)
+    def _out_of_memory(self, fields: Mapping[str, Any], child: Child, how: str = "") -> ModuleError:
+        cap, size, seen = self._live[child], 0, ""
+        with suppress(OSError, KeyError):
+            size = Path(fields["wasm"]).stat().st_size
+            least, most = compile_need(size)
+            seen = f"; modules of its size, {_mib(size)}, were seen to take {_mib(least)} to {_mib(most)}"
+        may, remedy = f"the {_mib(cap)} of memory a builder may use", "raise compile_memory in [modules]"
+        if cap < self._memory_bytes:
+            may, remedy = f"{may} now, three quarters of what is free here", "free memory on this device"
+        what = "compiling" if size else "pulling"
+        return ModuleError(Reason.MEMORY_LIMIT, f"{what} this module needs more than {may}{how}{seen}: {remedy}")
+
+
+def _mib(size: int) -> str:
+    return f"{size / _MIB:.1f} MiB" if size < 10 * _MIB else f"{size // _MIB} MiB"
 
 
 def _network_environment() -> dict[str, str]:
