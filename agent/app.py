@@ -265,7 +265,7 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
         open_runtime(parts.runtime_settings(settings), modules) as workers,
         open_programs(parts.program_settings(settings), workers, settings.agent.max_running) as runtime,
     ):
-        presence = Presence(about, topics, runtime, Vitals(settings.runtime.engine.value))
+        presence = Presence(about, topics, runtime, Vitals(settings.runtime.engine.value, settings.runtime.external))
         shell = Shell(
             parts.shell_settings(settings),
             Core(parts.core_settings(settings)),

@@ -16,9 +16,9 @@ from proplet.agent.wire import CpuMetrics, MemoryMetrics, Metadata, TaskSample
 class Vitals:
     """Measures the node: its own process and its children (worker, builder, broker)."""
 
-    def __init__(self, engine: str = CRANELIFT) -> None:
-        """Measure for a node whose guests run on `engine`, one of `engines`."""
-        self._engine = engine
+    def __init__(self, engine: str = CRANELIFT, external: str | None = None) -> None:
+        """Measure for a node whose guests run on `engine`, one of `engines`, or in the program `external`."""
+        self._runtime = external or f"wasmtime-py {_version('wasmtime')} ({engine})"
         self._process = psutil.Process()
         self._total_memory = psutil.virtual_memory().total
         self._ended_cpu = (0.0, 0.0)  # user and system seconds of children that are no more
@@ -29,7 +29,7 @@ class Vitals:
         """Return the device as it describes itself at discovery; without system information, only its software."""
         software = Metadata(
             proplet_version=importlib.metadata.version("proplet"),
-            wasm_runtime=f"wasmtime-py {_version('wasmtime')} ({self._engine})",
+            wasm_runtime=self._runtime,
         )
         if not collect_system_info:
             return software

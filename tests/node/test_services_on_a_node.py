@@ -138,6 +138,7 @@ async def test_with_the_references_host_runtime_every_task_runs_in_the_program(
         async with open_peer(mosquitto.link_settings(MANAGER.username), topics, PROPLET.username) as peer:
             await peer.send(Route.HELLO, wire.Hello("m"))
             await peer.until(lambda: peer.all(Route.INVENTORY), what="the agent")
+            assert peer.all(Route.CREATE)[-1].metadata.wasm_runtime == "wasmtime"
             await peer.start("t", ext=None)
             assert (await peer.result("t")).results == "42\n"
             await peer.start("flags", ext=None, cli_args=("--invoke", "main", "-W", "simd=y"))
