@@ -199,7 +199,8 @@ class LogFeed:
         self._size -= batch.size
 
     def _write(self, voice: Voice, line: Line) -> None:
-        if self._journal.level(time.monotonic()) < 1:
+        # Once it was too much, a second's worth has to pass first: what is said of it must not be a flood, too.
+        if self._journal.level(time.monotonic()) < (_JOURNAL_LINES.rate_bytes if self._unlogged else 1):
             self._unlogged += 1
             return
         if self._unlogged:
