@@ -1,6 +1,7 @@
 """Damaged modules and components: refused or run to some end, and never an agent, a worker or a builder lost.
 
-``FUZZ_MODULES`` says how many (10,000 in CI, 1,000 elsewhere; more by hand), ``FUZZ_SEED`` which; the seed is printed.
+``FUZZ_MODULES`` says how many (10,000 in CI, 1,000 elsewhere; more by hand), ``FUZZ_SEED`` which (it is printed),
+``FUZZ_ENGINE`` on what they run.
 """
 
 import json
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(0)]
 
 COUNT = int(os.environ.get("FUZZ_MODULES", "10000" if os.environ.get("CI") else "1000"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(1, 2**32)
+ENGINE = os.environ.get("FUZZ_ENGINE", "cranelift")
 AT_ONCE = 8
 # What a damaged module may end with: anything but a fault of ours.
 FAULTS = {Reason.WORKER_CRASHED, Reason.INTERNAL, Reason.QUARANTINED, Reason.STORAGE}
@@ -37,7 +39,7 @@ async def test_damaged_modules_cost_nobody_anything(tmp_path: Path) -> None:
     left = iter(range(COUNT))
     began = time.monotonic()
     # A small cache, or looking through it takes longer than everything else.
-    async with open_node(tmp_path, cache_bytes=4 * 1024 * 1024) as node:
+    async with open_node(tmp_path, engine=ENGINE, cache_bytes=4 * 1024 * 1024) as node:
 
         async def run_some() -> None:
             for _ in left:
