@@ -17,7 +17,6 @@ from proplet.manager.placement import Fleet
 
 TOMBSTONES: Final = 10_000
 
-# What the store refuses to record waits for so long, unacknowledged; longer than a cluster may be away.
 HOLD_S: Final = 20.0
 
 Letter = tuple[Signal, Callable[[], None]]
@@ -29,11 +28,15 @@ def _nothing_to_do() -> None:
 
 
 class Book:
-    """The tasks, and the indexes over them."""
+    """The tasks, and the indexes over them.
 
-    def __init__(self, fleet: Fleet) -> None:
+    `hold_s`: seconds that what the store refuses to record is kept unacknowledged; more than a cluster may be away.
+    """
+
+    def __init__(self, fleet: Fleet, *, hold_s: float = HOLD_S) -> None:
         self.crowd = Crowd(fleet)  # pending until a proplet has room
         self._fleet = fleet
+        self._hold_s = hold_s
         self._keys: dict[Key, str] = {}
         self._assigned: Counter[str] = Counter()
         self._dependents: dict[Key, set[str]] = {}
@@ -173,7 +176,7 @@ class Book:
         It is acknowledged then, because until it is the broker soon delivers nothing that is behind it. It stays here,
         and its proplet tells it again when asked.
         """
-        if mono - self._refused.setdefault(uid, mono) < HOLD_S:
+        if mono - self._refused.setdefault(uid, mono) < self._hold_s:
             self.put_back(uid, letters)
             return False
         kept: list[Signal] = []

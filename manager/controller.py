@@ -70,7 +70,8 @@ class Controller:
     """Drives every Task of a store; the `Control` of the HTTP API.
 
     `policy` has the waiting times and what the store can do (finalizers), `membership` which proplets are this
-    manager's, `events` is told what happens, `unsupported` says what a Task asks for that cannot be done.
+    manager's, `events` is told what happens, `unsupported` says what a Task asks for that cannot be done, `hold_s` how
+    long what the store refuses to record is kept unacknowledged (seconds).
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Controller:
         membership: Membership | None = None,
         events: EventSink | None = None,
         window: int = 500,
+        hold_s: float = HOLD_S,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -91,7 +93,8 @@ class Controller:
         self._clock = clock
         self._monotonic = monotonic
         self._fleet = Fleet(window=window, quiet_until=monotonic() + self._policy.confirm_s)
-        self._book = book = Book(self._fleet)
+        self._book = book = Book(self._fleet, hold_s=hold_s)
+        self._hold_s = hold_s
         self._world = World(
             self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks
         )
@@ -331,7 +334,7 @@ class Controller:
             mono = self._monotonic()
             for_long = self._book.refused(uid, mail, mono)
             log.warning("task %s cannot be recorded: %s", uid, error)
-            self._wake(uid, mono + (HOLD_S if for_long else RETRY_S))
+            self._wake(uid, mono + (self._hold_s if for_long else RETRY_S))
             return
         except StoreUnavailableError as error:
             log.warning("task %s cannot be recorded now: %s", uid, error)

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from proplet.agent.cli import main
-from proplet.manager import book, cluster, controller
+from proplet.manager import cluster
+from proplet.manager.controller import Controller
 from proplet.manager.kubernetes_lease import LeaseTerms
 
 
@@ -17,9 +18,8 @@ def hasten() -> None:
         cluster: {
             "LeaseTerms": functools.partial(LeaseTerms, duration_s=8, renew_deadline_s=5.0, retry_s=0.5),
             "AWAY_S": 5.0,
+            "Controller": functools.partial(Controller, hold_s=6.0),
         },
-        book: {"HOLD_S": 6.0},
-        controller: {"HOLD_S": 6.0},
     }
     for module, values in changed.items():
         for name, value in values.items():
