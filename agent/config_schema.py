@@ -238,6 +238,12 @@ class KubernetesTable:
     metrics_address: str | None = None
     metrics_cert_file: Path | None = None
     metrics_key_file: Path | None = None
+    metrics_token_file: Path | None = None  # who reads /metrics shows what is in it
+    metrics_open: bool = False  # without a token: to everybody who reaches the address, not only to this machine
+    # What Proplets of type k8s may name, as patterns (* and ?): the accounts of their pods, and Secrets without the
+    # label that gives them to proplets.
+    proplet_service_accounts: tuple[str, ...] = ("default",)
+    proplet_secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
