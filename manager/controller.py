@@ -8,7 +8,6 @@ brought them acknowledged. After a restart `load` and reconciling every task rea
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from typing import Any, Final, cast
 
 import anyio
@@ -32,6 +31,7 @@ from proplet.manager.exchange import (
     SessionLost,
     Signal,
 )
+from proplet.manager.following import follow
 from proplet.manager.hearing import Hearing, Tell, nothing_to_do
 from proplet.manager.ledger import Ledger
 from proplet.manager.membership import Membership
@@ -44,7 +44,6 @@ from proplet.manager.ports import (
     ChangeType,
     Clock,
     EventSink,
-    GoneError,
     Liveness,
     RefusedError,
     Store,
@@ -137,10 +136,14 @@ class Controller:
     async def load(self) -> None:
         """Take over everything the store has; before anything is heard. Raises StoreError."""
         await self._roster.load()
+        await self._load()
+
+    async def _load(self) -> None:
+        before = self._book.all()  # what is made while it is listed may be missing there
         listing = await self._store.list(Kind.TASK)
-        known = {task.meta.uid for task in listing.items}
-        for task in self._book.all():
-            if task.id not in known:
+        there = {task.meta.uid for task in listing.items}
+        for task in before:
+            if task.id not in there:
                 self._forget(task)
         for found in listing.items:
             self._take_over(cast("Task", found))
@@ -149,7 +152,7 @@ class Controller:
     async def run(self, bus: HelloBus) -> None:
         """Work until cancelled. Call `load` before, and `hear` with everything the bus says."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch)
+            tasks.start_soon(follow, self._store, Kind.TASK, lambda: self._version, self._on_change, self._load)
             tasks.start_soon(self._roster.run)
             tasks.start_soon(self._tick)
             tasks.start_soon(self._errands.run, bus)
@@ -257,18 +260,6 @@ class Controller:
             self._errands.stop(proplet_id, stop_of(task.id, proplet_id, task.status.attempt))
         self._observed.forget_task(task.id)
         self._queue.add(task.id)  # what is in its mail is acknowledged
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with aclosing(cast("Any", self._store.watch(Kind.TASK, self._version))) as changes:
-                    async for change in changes:
-                        self._on_change(change)
-            except GoneError:
-                await self.load()
-            except StoreUnavailableError as error:
-                log.warning("tasks cannot be watched, trying again: %s", error)
-                await anyio.sleep(RETRY_S)
 
     def _on_change(self, change: Change) -> None:
         self._version = change.version
