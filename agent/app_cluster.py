@@ -43,7 +43,12 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
         certificate = (str(table.metrics_cert_file), str(table.metrics_key_file))
     lease = None
     if table.leader_elect:
-        lease = lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity, table.namespaces)
+        lease = replace(
+            lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity, table.namespaces),
+            duration_s=round(table.lease_duration_s),
+            renew_deadline_s=table.renew_deadline_s,
+            retry_s=table.retry_period_s,
+        )
     return ClusterSettings(
         mqtt=mqtt,
         topics=topics_of(settings),
@@ -59,6 +64,8 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
             finalizers=True,
             last_seen_every_s=table.last_seen_interval_s,
         ),
+        server_timeout_s=table.api_server_timeout_s,
+        refused_hold_s=table.refused_hold_s,
         register=table.register,
         reply_s=manager.mqtt_timeout_s,
         health=_bound(table.health_address),

@@ -174,6 +174,11 @@ def _manager_command(add: Add) -> None:
     option("--api-group", metavar="GROUP", text="the API group of the resources")
     switch("--leader-elect", "work only while holding the Lease, so that several can run")
     option("--lease-namespace", metavar="NAME", text="where the Lease is (default: the pod's namespace)")
+    option("--leader-elect-lease-duration", metavar="TIME", text="how long an unrenewed Lease holds (default: 15s)")
+    option(
+        "--leader-elect-renew-deadline", metavar="TIME", text="when a leader that cannot renew gives up (default: 10s)"
+    )
+    option("--leader-elect-retry-period", metavar="TIME", text="how often to renew or try for it (default: 2s)")
     switch("--register", "make resources of proplets that announce themselves")
     option("--health-probe-bind-address", metavar="ADDRESS", text="for /healthz and /readyz (default: :8081; 0: none)")
     option("--metrics-bind-address", metavar="ADDRESS", text="for /metrics (default: 0, none)")

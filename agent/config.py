@@ -47,6 +47,9 @@ FLAGS: Mapping[str, str] = {
     "kubernetes.metrics_cert_file": "metrics-cert-path",
     "kubernetes.metrics_key_file": "metrics-cert-path",
     "kubernetes.last_seen_interval": "liveliness-interval",
+    "kubernetes.lease_duration": "leader-elect-lease-duration",
+    "kubernetes.renew_deadline": "leader-elect-renew-deadline",
+    "kubernetes.retry_period": "leader-elect-retry-period",
     "manager.liveliness_timeout": "last-seen-threshold",
 }
 

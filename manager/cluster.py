@@ -20,6 +20,7 @@ import anyio
 from proplet.agent.mqtt import MqttSettings
 from proplet.agent.topics import Topics
 from proplet.manager import rules
+from proplet.manager.book import HOLD_S
 from proplet.manager.bus import BusSettings, open_bus
 from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
@@ -40,7 +41,6 @@ from proplet.manager.works import open_works
 
 log = logging.getLogger(__name__)
 
-AWAY_S: Final = 10.0  # the cluster may be away for so long; less than the silence that makes a proplet lost
 LOOK_S: Final = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 
@@ -58,6 +58,9 @@ class ClusterSettings:
         namespaces: those it sees, none are all.
         lease: the Lease that it must hold to work; None is none.
         policy: waiting times.
+        server_timeout_s: how long the API server may be away or silent while the manager stays connected to the broker;
+            less than the silence that makes a proplet lost.
+        refused_hold_s: how long what the cluster refuses to record is kept unacknowledged; longer than that.
         register: make resources of proplets that announce themselves.
         reply_s: how long the broker may take to acknowledge a command.
         health: where /healthz and /readyz are served, as host and port.
@@ -73,6 +76,8 @@ class ClusterSettings:
     namespaces: tuple[str, ...] = ()
     lease: LeaseTerms | None = None
     policy: Policy = field(default_factory=Policy)
+    server_timeout_s: float = 10.0
+    refused_hold_s: float = HOLD_S
     register: bool = False
     reply_s: float = 20.0
     health: tuple[str, int] | None = None
@@ -201,6 +206,7 @@ class Reign:
                 (settings.topics.domain, settings.topics.channel),
             ),
             events=self._events,
+            hold_s=settings.refused_hold_s,
         )
         await control.load()
         bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
@@ -233,7 +239,8 @@ class Reign:
                 await anyio.sleep(LOOK_S)
 
     async def _away(self) -> None:
-        """Return never; raise when the cluster has been away for `AWAY_S`."""
+        """Return never; raise when the cluster has been away for too long."""
+        timeout_s = self._settings.server_timeout_s
         since: float | None = None
         while True:
             await anyio.sleep(LOOK_S)
@@ -242,8 +249,8 @@ class Reign:
                 since = None
                 continue
             since = since or time.monotonic()
-            if time.monotonic() - since >= AWAY_S:
-                raise _SteppedBackError(f"the cluster has been away for {AWAY_S:g} s: {problem}")
+            if time.monotonic() - since >= timeout_s:
+                raise _SteppedBackError(f"the cluster has been away for {timeout_s:g} s: {problem}")
 
 
 @asynccontextmanager
