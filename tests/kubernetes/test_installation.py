@@ -1,6 +1,5 @@
 """The manifests under packaging/kubernetes: accepted by a real API server, and enough for the manager, and no more."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.test_pods import Cluster, pod_proplet
+from tests.kubernetes.test_pods import Cluster, give_secret, pod_proplet
 from tests.manager.device import Device
 from tests.support.kubernetes import ApiServer, KubectlError
 from tests.support.kubernetes_manager import (
@@ -118,8 +117,7 @@ def test_its_permissions_are_enough_for_the_manager_and_no_more(
     more = ["--namespace", system] if overlay == "namespaced" else []
     arguments = [a for a in manager_arguments(broker, api_server, *more) if not a.startswith("--kubeconfig")]
     lease = f"--lease-namespace={system}"
-    keys = {"metadata": {"name": "identities"}, "data": {"proplet-2": base64.b64encode(b"two").decode()}}
-    api_server.call("POST", f"/api/v1/namespaces/{system}/secrets", keys)
+    give_secret(space, "identities", {"proplet-2": "two"})
     process = ManagerProcess(tmp_path / "m", [*arguments, f"--kubeconfig={config}", "--leader-elect", lease])
     with process as manager:
         eventually(lambda: manager.metric("proplet_leader") == 1, f"it leads:\n{manager.log[-3000:]}")
