@@ -15,6 +15,7 @@ from proplet.manager.exchange import Policy
 from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
 from proplet.manager.kubernetes_access import Access
+from proplet.manager.pod_grants import Grants
 from proplet.manager.ports import StoreError
 from proplet.manager.steering import Steering
 
@@ -71,6 +72,9 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
         health=_bound(table.health_address),
         metrics=_bound(table.metrics_address),
         metrics_certificate=certificate,
+        metrics_token=str(table.metrics_token_file) if table.metrics_token_file else None,
+        metrics_open=table.metrics_open,
+        grants=Grants(table.proplet_service_accounts, table.proplet_secrets),
     )
 
 

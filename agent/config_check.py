@@ -154,6 +154,7 @@ def _kubernetes(cluster: KubernetesTable, *, managed: bool) -> Iterator[tuple[st
             yield setting, f'"{address}" is no address to listen on: host:port, :port, or 0 for none'
     first, second = cluster.metrics_cert_file, cluster.metrics_key_file
     yield from _pair("kubernetes.metrics_cert_file", first, "kubernetes.metrics_key_file", second)
+    yield from _readable("kubernetes.metrics_token_file", cluster.metrics_token_file)
 
 
 def _patience(cluster: KubernetesTable) -> Iterator[tuple[str, str]]:

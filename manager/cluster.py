@@ -24,7 +24,8 @@ from proplet.manager.book import HOLD_S
 from proplet.manager.bus import BusSettings, open_bus
 from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
-from proplet.manager.health import Answer, Page, Site, metrics_page, open_site
+from proplet.manager.health import Answer, HealthError, Page, Site, metrics_page, open_site
+from proplet.manager.health_guard import FileError, Guard
 from proplet.manager.kubernetes_access import Access, pod_namespace
 from proplet.manager.kubernetes_api import WRITERS, KubernetesApi, open_api
 from proplet.manager.kubernetes_events import open_kubernetes_events
@@ -33,6 +34,7 @@ from proplet.manager.manifest import GROUPS
 from proplet.manager.measures import MeasuredStore, Measures
 from proplet.manager.membership import Membership
 from proplet.manager.model import Kind
+from proplet.manager.pod_grants import Grants
 from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
 from proplet.manager.round_starts import RoundStarts
@@ -66,6 +68,9 @@ class ClusterSettings:
         health: where /healthz and /readyz are served, as host and port.
         metrics: where /metrics is served.
         metrics_certificate: certificate and key for it.
+        metrics_token: the file with what is to be shown for /metrics.
+        metrics_open: without a token, /metrics is for everybody, not only for this machine.
+        grants: what Proplets of type k8s may name.
     """
 
     mqtt: MqttSettings
@@ -83,6 +88,9 @@ class ClusterSettings:
     health: tuple[str, int] | None = None
     metrics: tuple[str, int] | None = None
     metrics_certificate: tuple[str, str] | None = None
+    metrics_token: str | None = None
+    metrics_open: bool = False
+    grants: Grants = field(default_factory=Grants)
 
 
 def lease_terms(
@@ -222,7 +230,7 @@ class Reign:
                 log.info("this manager is at work")
                 tasks.start_soon(control.run, bus)
                 tasks.start_soon(starts.run)
-                pods = PodSettings(settings.group, settings.namespaces)
+                pods = PodSettings(settings.group, settings.namespaces, settings.grants)
                 tasks.start_soon(Pods(self._api, self.store, pods, self._events).run)
                 await self._away()
         finally:
@@ -284,13 +292,17 @@ async def open_cluster_manager(settings: ClusterSettings) -> AsyncIterator[Reign
 def _sites(settings: ClusterSettings, reign: Reign) -> Iterator[Site]:
     probes: Mapping[str, Page] = {"/healthz": lambda: Answer("ok\n"), "/readyz": reign.readiness}
     metrics: Mapping[str, Page] = {"/metrics": metrics_page(reign.metrics)}
+    try:
+        guards = {"/metrics": Guard(settings.metrics_token, everybody=settings.metrics_open)}
+    except FileError as error:
+        raise HealthError(f"the token for /metrics cannot be used (--metrics-token-file): {error}") from error
     if settings.health is not None and settings.health == settings.metrics:
-        yield Site(*settings.health, {**probes, **metrics}, setting="--health-probe-bind-address")
+        yield Site(*settings.health, {**probes, **metrics}, guards=guards, setting="--health-probe-bind-address")
         return
     if settings.health is not None:
         yield Site(*settings.health, probes, setting="--health-probe-bind-address")
     if settings.metrics is not None:
-        yield Site(*settings.metrics, metrics, settings.metrics_certificate, setting="--metrics-bind-address")
+        yield Site(*settings.metrics, metrics, settings.metrics_certificate, guards, "--metrics-bind-address")
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
