@@ -4,10 +4,11 @@ The controller's memory, without decisions. All of it can be made again from the
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from proplet.manager.circles import Circles
 from proplet.manager.core import UNDER_WAY, holder
 from proplet.manager.crowd import Crowd
 from proplet.manager.exchange import Contacts, Signal
@@ -39,8 +40,8 @@ class Book:
         self._hold_s = hold_s
         self._keys: dict[Key, str] = {}
         self._assigned: Counter[str] = Counter()
-        self._dependents: dict[Key, set[str]] = {}
         self._tasks: dict[str, Task] = {}
+        self._circles = Circles(self.find, self.get)
         self._contacts: dict[str, Contacts] = {}
         self._mail: dict[str, list[Letter]] = {}
         self._refused: dict[str, float] = {}  # since when their records are
@@ -70,8 +71,10 @@ class Book:
         if version >= task.meta.version:
             return False
         self._tasks[task.id] = task
-        self._keys[task.meta.key] = task.id
-        self._depend(known, task)
+        named = self.find(task.meta.key)
+        if named is None or named.meta.version <= task.meta.version:  # else another one has its name by now
+            self._keys[task.meta.key] = task.id
+        self._circles.change(known, task)
         self._count(known, task)
         self.index(task)
         return True
@@ -92,21 +95,13 @@ class Book:
         """Return how many tasks are or were with a proplet, of those that are there."""
         return self._assigned[proplet_id]
 
-    def _depend(self, before: Task | None, after: Task | None) -> None:
-        """Keep the index of who depends on whom."""
-        if before is not None and after is not None and before.spec.depends_on == after.spec.depends_on:
-            return
-        for key in _needs(before):
-            self._dependents[key].discard(before.id if before is not None else "")
-            if not self._dependents[key]:
-                del self._dependents[key]
-        for key in _needs(after):
-            self._dependents.setdefault(key, set()).add(after.id if after is not None else "")
-
     def dependents(self, task: Task) -> Iterable[str]:
         """Return the pending tasks that depend on this one."""
-        uids = self._dependents.get(task.meta.key, ())
-        return [uid for uid in uids if self._tasks[uid].status.phase is Phase.PENDING]
+        return [other.id for other in self._circles.dependents(task.meta.key)]
+
+    def circle(self, task: Task) -> Sequence[str]:
+        """Return the names of a circle in which a pending task waits for itself; empty: there is none."""
+        return self._circles.of(task)
 
     def index(self, task: Task) -> None:
         """Note who has the task now."""
@@ -123,10 +118,10 @@ class Book:
         """It was deleted. That it once was ours is remembered for a while: it may turn up again."""
         uid = task.id
         known = self._tasks.pop(uid, None)
-        self._depend(known, None)
         self._count(known, None)
         if self._keys.get(task.meta.key) == uid:
             del self._keys[task.meta.key]
+        self._circles.change(known, None)
         self._awaiting.pop(uid, None)
         self.crowd.leave(uid)
         self._deleted[uid] = task.meta.version
@@ -214,7 +209,3 @@ def matters_to_others(before: Task | None, after: Task) -> bool:
     if before is None or before.meta.generation != after.meta.generation:
         return True
     return (before.status.phase in TERMINAL) is not (after.status.phase in TERMINAL)
-
-
-def _needs(task: Task | None) -> set[Key]:
-    return set() if task is None else {Key(name, task.meta.namespace) for name in task.spec.depends_on}

@@ -95,7 +95,7 @@ class Controller:
         self._book = book = Book(self._fleet, hold_s=hold_s)
         self._hold_s = hold_s
         self._world = World(
-            self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks
+            self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks, book.circle
         )
         self._registry = Registry(self._fleet, self._policy, not_proplets, membership, book.assigned)
         self._announcer = Announcer(events, sparing=self._policy.finalizers)
