@@ -5,6 +5,8 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +21,10 @@ PAGES = {"/metrics": lambda: Answer("proplet_leader 1\n"), "/healthz": lambda: A
 
 async def ask(port: int, path: str, *headers: str, tls: ssl.SSLContext | None = None) -> str:
     request = "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""])
-    stream = await anyio.connect_tcp(
-        "127.0.0.1", port, tls=tls is not None, ssl_context=tls, tls_standard_compatible=False
-    )
-    async with stream:
+    async with await anyio.connect_tcp("127.0.0.1", port) as raw:
+        stream: ByteStream = raw
+        if tls is not None:
+            stream = await TLSStream.wrap(raw, server_side=False, ssl_context=tls, standard_compatible=False)
         await stream.send(request.encode())
         said = b""
         with anyio.fail_after(10):
