@@ -3,6 +3,7 @@
 The controller's memory, without decisions. All of it can be made again from the store; losing it repeats messages.
 """
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from proplet.manager.placement import Fleet
 TOMBSTONES: Final = 10_000
 
 HOLD_S: Final = 20.0
+KEPT_S: Final = 8.0  # what is unacknowledged keeps heartbeats behind it: less than the silence of a lost proplet
 
 Letter = tuple[Signal, Callable[[], None]]
 """A signal, and what to call when its meaning is recorded."""
@@ -56,6 +58,11 @@ class Book:
     def find(self, key: Key) -> Task | None:
         """Return the task of this name, None if there is none."""
         return self._tasks.get(self._keys.get(key, ""))
+
+    def version(self, uid: str) -> int:
+        """Return the version of a task as it is known, 0 if there is none."""
+        task = self._tasks.get(uid)
+        return 0 if task is None else task.meta.version
 
     def all(self) -> Iterable[Task]:
         """Return every task; a snapshot."""
@@ -165,22 +172,43 @@ class Book:
         for _, done in letters:
             done()
 
-    def refused(self, uid: str, letters: list[Letter], mono: float) -> bool:
-        """Return mail whose meaning the store refuses to record; whether it has done so for long.
+    def refused(self, uid: str, letters: list[Letter], mono: float) -> None:
+        """Return mail whose meaning the store refuses to record, now or, where it has none of it, before.
 
-        It is acknowledged then, because until it is the broker soon delivers nothing that is behind it. It stays here,
-        and its proplet tells it again when asked.
+        Once it has done so for long, it is acknowledged, because until it is the broker soon delivers nothing that is
+        behind it. It stays here, and its proplet tells it again when asked.
         """
         if mono - self._refused.setdefault(uid, mono) < self._hold_s:
             self.put_back(uid, letters)
-            return False
+            return
         kept: list[Signal] = []
         for signal, done in reversed(letters):
             done()
             if signal not in kept:
                 kept.append(signal)
         self.put_back(uid, [(signal, _nothing_to_do) for signal in reversed(kept)])
-        return True
+
+    def held_back(self, uid: str, mono: float) -> None:
+        """It is not looked at yet. What it was told waits, or is acknowledged if it is refused for long."""
+        self.crowd.decline(uid)
+        if uid in self._refused:
+            self.refused(uid, self.collect(uid), mono)
+
+    def patience(self, uid: str, mono: float) -> float:
+        """Return for how many seconds a task may be left alone for all that is not acknowledged."""
+        if not self._mail.get(uid):
+            return math.inf
+        if uid not in self._refused:
+            return KEPT_S
+        left = self._refused[uid] + self._hold_s - mono
+        return min(KEPT_S, left) if left > 0 else math.inf
+
+    def not_recorded(self, uid: str) -> None:
+        """What was decided of it is not so: it has no place but the one it had."""
+        self.crowd.decline(uid)
+        task = self._tasks.get(uid)
+        if task is not None:
+            self.index(task)
 
     # --- who waits ----------------------------------------------------------------------------------------------------
 

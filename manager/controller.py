@@ -6,6 +6,7 @@ brought them acknowledged. After a restart `load` and reconciling every task rea
 """
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
@@ -14,7 +15,7 @@ import anyio
 
 from proplet.agent.wire import LogLines, PropletMetrics, TaskMetrics
 from proplet.manager.announcer import Announcer
-from proplet.manager.book import HOLD_S, Book, goes_on, matters_to_others
+from proplet.manager.book import HOLD_S, Book, Letter, goes_on, matters_to_others
 from proplet.manager.bus import BusEvent, Down, Heard, Up
 from proplet.manager.command import stop_of
 from proplet.manager.core import UNDER_WAY
@@ -37,6 +38,7 @@ from proplet.manager.ledger import Ledger
 from proplet.manager.membership import Membership
 from proplet.manager.model import Kind, Task
 from proplet.manager.observed import Observed
+from proplet.manager.pauses import Pauses
 from proplet.manager.phases import TERMINAL, IllegalTransitionError, Phase
 from proplet.manager.placement import Fleet
 from proplet.manager.ports import (
@@ -60,7 +62,6 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
 TICK_S: Final = 1.0
-RETRY_S: Final = 1.0
 NEWS_EVERY_S: Final = 0.1  # a burst of proplets is one reason to look at waiting tasks, not many
 CLOCK_STEP_S: Final = 1.0  # a wall clock that moves by more beside the monotonic one was set
 
@@ -70,7 +71,8 @@ class Controller:
 
     `policy` has the waiting times and what the store can do (finalizers), `membership` which proplets are this
     manager's, `events` is told what happens, `unsupported` says what a Task asks for that cannot be done, `hold_s` how
-    long what the store refuses to record is kept unacknowledged (seconds).
+    long what the store refuses to record is kept unacknowledged (seconds), `spread` (0.0 to 1.0) keeps what fails
+    together from being tried again together.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Controller:
         events: EventSink | None = None,
         window: int = 500,
         hold_s: float = HOLD_S,
+        spread: Callable[[], float] = random.random,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -93,7 +96,6 @@ class Controller:
         self._monotonic = monotonic
         self._fleet = Fleet(window=window, quiet_until=monotonic() + self._policy.confirm_s)
         self._book = book = Book(self._fleet, hold_s=hold_s)
-        self._hold_s = hold_s
         self._world = World(
             self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks, book.circle
         )
@@ -104,7 +106,16 @@ class Controller:
         self._errands = Errands(self._policy)
         tell = Tell(self._signal, self._unwanted, book.get, book.was_deleted, book.held_by)
         self._hearing = Hearing(tell, self._roster, self._observed, clock)
-        self._ledger = Ledger(store, book, self._world, self._learn, now=self._now, announcer=self._announcer)
+        self._ledger = Ledger(
+            store,
+            book,
+            self._world,
+            self._learn,
+            now=self._now,
+            announcer=self._announcer,
+            pauses=Pauses(spread=spread),
+        )
+        self._pauses = Pauses(spread=spread)
         self._queue = WorkQueue()
         self._timers = Timers()
         self._poke = anyio.Event()
@@ -259,6 +270,8 @@ class Controller:
             proplet_id = None if task.spec.broadcast else task.status.proplet_id
             self._errands.stop(proplet_id, stop_of(task.id, proplet_id, task.status.attempt))
         self._observed.forget_task(task.id)
+        self._pauses.over(task.id)
+        self._ledger.forget(task.id)
         self._queue.add(task.id)  # what is in its mail is acknowledged
 
     def _on_change(self, change: Change) -> None:
@@ -318,23 +331,18 @@ class Controller:
                 self._queue.done(uid)
 
     async def _look_at(self, uid: str, bus: HelloBus) -> None:
+        if self._is_left_alone(uid):
+            return
         mail = self._book.collect(uid)
         try:
             decision = await self._ledger.settle(uid, [signal for signal, _ in mail])
-        except RefusedError as error:
-            mono = self._monotonic()
-            for_long = self._book.refused(uid, mail, mono)
-            log.warning("task %s cannot be recorded: %s", uid, error)
-            self._wake(uid, mono + (self._hold_s if for_long else RETRY_S))
-            return
         except StoreUnavailableError as error:
-            log.warning("task %s cannot be recorded now: %s", uid, error)
-            self._book.put_back(uid, mail)
-            self._wake(uid, self._monotonic() + RETRY_S)
+            self._try_later(uid, mail, error)
             return
         except IllegalTransitionError:
             log.exception("task %s: a defect of this program; what it was told is dropped", uid)
             decision = Decision()
+        self._pauses.over(uid)
         self._book.dealt_with(uid, mail)
         task = self._book.get(uid)
         if task is None:
@@ -351,6 +359,28 @@ class Controller:
             self._queue.add(uid)
         if decision.then:
             await self._carry_out(task, decision.then, bus)
+
+    def _is_left_alone(self, uid: str) -> bool:
+        """Whether it failed not long ago and is as it was."""
+        mono = self._monotonic()
+        left = self._pauses.left(uid, self._book.version(uid), mono, self._book.patience(uid, mono))
+        if left <= 0.0:
+            return False
+        self._book.held_back(uid, mono)
+        self._wake(uid, mono + left)
+        return True
+
+    def _try_later(self, uid: str, mail: list[Letter], error: StoreUnavailableError) -> None:
+        mono = self._monotonic()
+        if isinstance(error, RefusedError):
+            self._book.refused(uid, mail, mono)
+        else:
+            self._book.put_back(uid, mail)
+        due = self._pauses.failed(uid, self._book.version(uid), mono, self._book.patience(uid, mono))
+        log.warning("task %s cannot be recorded, trying again in %.1f s: %s", uid, due - mono, error)
+        self._book.not_recorded(uid)
+        self._let_in()
+        self._wake(uid, due)
 
     async def _carry_out(self, task: Task, effects: Sequence[Effect], bus: HelloBus) -> None:
         if len(effects) == 1:
