@@ -13,9 +13,11 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import anyio
+from anyio import CapacityLimiter
 
 from proplet.agent.mqtt import MqttSettings
 from proplet.agent.topics import Topics
@@ -30,6 +32,7 @@ from proplet.manager.kubernetes_access import Access, pod_namespace
 from proplet.manager.kubernetes_api import WRITERS, KubernetesApi, open_api
 from proplet.manager.kubernetes_events import open_kubernetes_events
 from proplet.manager.kubernetes_lease import LeaseLostError, LeaseTerms, held_lease, new_identity
+from proplet.manager.kubernetes_pulse import Pulse
 from proplet.manager.manifest import GROUPS
 from proplet.manager.measures import MeasuredStore, Measures
 from proplet.manager.membership import Membership
@@ -121,6 +124,9 @@ class Reign:
         self._events = events
         self._api = api
         self._cluster = store
+        slots = CapacityLimiter(2)  # never behind other calls; a call that was given up may still hold one
+        ask = partial(api.run, api.request, "GET", "/version", limiter=slots)
+        self.pulse = Pulse(lambda: api.heard_at, ask, api.cut, settings.server_timeout_s)
         self.measures = Measures()
         self.store = MeasuredStore(store, self.measures)
         self.leading = settings.lease is None
@@ -134,10 +140,15 @@ class Reign:
         """Whether it has its broker."""
         return self.control is not None and self.control.connected
 
+    @property
+    def problem(self) -> StoreError | None:
+        """Why it does not know what is in the cluster now, None when it does."""
+        return self.pulse.problem or self._cluster.problem
+
     def readiness(self) -> Answer:
         """Whether it does its work, or is ready to take it over; the text says what is missing."""
         lines, ok = [], True
-        problem = self._cluster.problem
+        problem = self.problem
         lines.append(f"kubernetes: {problem}" if problem else "kubernetes: watched")
         ok = problem is None
         if self._settings.lease is not None and not self.leading:
@@ -159,7 +170,7 @@ class Reign:
         gauges = {
             "proplet_mqtt_connected": ("Whether the MQTT broker is connected.", float(self.connected)),
             "proplet_leader": ("Whether this manager works, and is no standby.", float(self.leading)),
-            "proplet_store_synced": ("Whether every watch gets on.", float(self._cluster.problem is None)),
+            "proplet_store_synced": ("Whether every watch gets on.", float(self.problem is None)),
             "proplet_queue_depth": ("Tasks that wait to be looked at.", float(queued)),
         }
         return "".join(f"{line}\n" for line in self.measures.lines(gauges))
@@ -237,14 +248,16 @@ class Reign:
             self.control = None
 
     async def _synced(self) -> None:
-        """Wait until everything was listed once."""
+        """Wait until everything was listed once, and is watched."""
         while True:
             try:
                 await self._cluster.ready()
-                return
+                if self.problem is None:
+                    return
+                self.trouble = str(self.problem)
             except StoreUnavailableError as error:
                 self.trouble = str(error)
-                await anyio.sleep(LOOK_S)
+            await anyio.sleep(LOOK_S)
 
     async def _away(self) -> None:
         """Return never; raise when the cluster has been away for too long."""
@@ -252,6 +265,8 @@ class Reign:
         since: float | None = None
         while True:
             await anyio.sleep(LOOK_S)
+            if self.pulse.problem is not None:
+                raise _SteppedBackError(str(self.pulse.problem))
             problem = self._cluster.problem
             if problem is None:
                 since = None
@@ -284,6 +299,7 @@ async def open_cluster_manager(settings: ClusterSettings) -> AsyncIterator[Reign
             port = await stack.enter_async_context(open_site(site))
             log.info("%s on %s:%d", " and ".join(site.pages), site.host or "*", port)
         tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks.start_soon(reign.pulse.run)
         tasks.start_soon(reign.run)
         stack.callback(tasks.cancel_scope.cancel)
         yield reign
