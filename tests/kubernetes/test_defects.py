@@ -40,7 +40,10 @@ from tests.support.mosquitto import IDENTITIES, MosquittoServer
 
 HERE = "kubernetes/test_defects.py"
 CRDS = "kubernetes/test_crds.py"
-FAULTS = "kubernetes/test_manager_faults.py"
+FAULTS = "kubernetes/faults/test_processes_that_die.py"
+LEADERS = "kubernetes/faults/test_leaders_that_fail.py"
+NETWORKS = "kubernetes/faults/test_networks_that_fail.py"
+RESISTANCE = "kubernetes/faults/test_clusters_that_resist.py"
 COMMAND = "kubernetes/test_manager_command.py"
 ORDERS = "kubernetes/test_task_orders.py"
 PODS = "kubernetes/test_pods.py"
@@ -157,7 +160,7 @@ SHOWN: Shown = {
         CONTROLLER: ("test_a_store_that_is_away_for_a_while_loses_nothing",),
     },
     "W-H11 managers on standby take the leader's connection": {
-        FAULTS: (
+        LEADERS: (
             "test_of_two_managers_one_works_and_the_other_takes_over",
             "test_a_leader_that_was_frozen_finds_out_and_leaves_the_broker_to_the_next",
             "test_a_leader_that_cannot_renew_its_lease_leaves_the_broker_to_the_next",
@@ -312,7 +315,7 @@ SHOWN: Shown = {
     },
     "deleting a task does not stop it": {
         ORDERS: ("test_kubectl_delete_waits_until_a_daemon_was_stopped",),
-        FAULTS: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
+        RESISTANCE: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
         CONTROLLER: ("test_a_deleted_task_is_stopped_and_stopped_again_if_it_turns_up",),
     },
     "a profile without an interval ends the manager": {HERE: ("test_a_profile_without_an_interval_runs",)},
@@ -338,18 +341,18 @@ SHOWN: Shown = {
         "manager/test_works.py": ("test_after_a_crash_at_any_step_a_restart_goes_on_without_making_anything_twice",),
     },
     "of two managers the leader is killed": {
-        FAULTS: ("test_of_two_managers_one_works_and_the_other_takes_over",),
+        LEADERS: ("test_of_two_managers_one_works_and_the_other_takes_over",),
     },
     "the server has forgotten what came after": {
-        FAULTS: ("test_what_the_server_forgot_meanwhile_is_listed_again",),
+        NETWORKS: ("test_what_the_server_forgot_meanwhile_is_listed_again",),
         WATCHES: ("test_who_follows_from_a_version_that_the_server_forgot_lists_again",),
     },
     "others write all the time": {
-        FAULTS: ("test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end",),
+        RESISTANCE: ("test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end",),
         "kubernetes/test_many_writers.py": ("test_everybody_ends_with_the_servers_state",),
     },
     "the cluster refuses what is to be recorded of one Task": {
-        FAULTS: ("test_a_task_whose_status_the_cluster_refuses_holds_up_no_other",),
+        RESISTANCE: ("test_a_task_whose_status_the_cluster_refuses_holds_up_no_other",),
         "manager/test_refused_records.py": (
             "test_a_result_that_cannot_be_recorded_does_not_hold_up_what_is_behind_it_and_is_not_forgotten",
         ),
@@ -361,7 +364,10 @@ SHOWN: Shown = {
         RECURRENCE: ("test_whatever_the_clock_does_runs_come_neither_in_bursts_nor_not_at_all",),
     },
     "nothing gets through the network": {
-        FAULTS: ("test_nothing_is_lost_while_no_packet_gets_through",),
+        NETWORKS: (
+            "test_nothing_is_lost_while_no_packet_gets_through",
+            "test_a_cluster_that_is_silent_is_away_although_nobody_has_ended_a_connection",
+        ),
         WATCHES: (
             "test_a_watch_whose_connection_is_cut_goes_on_where_it_was",
             "test_a_server_that_does_not_answer_does_not_hold_the_store",
@@ -369,11 +375,11 @@ SHOWN: Shown = {
     },
     "a device loses its cluster": {FAULTS: ("test_a_device_with_a_cluster_goes_on_without_it",)},
     "what runs is deleted, also where its proplet is gone": {
-        FAULTS: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
+        RESISTANCE: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
     },
     "everything is uninstalled": {
         COMMAND: ("test_after_that_the_definitions_can_be_deleted",),
-        FAULTS: ("test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may_come_back",),
+        RESISTANCE: ("test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may_come_back",),
     },
 }
 
