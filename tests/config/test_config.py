@@ -1,8 +1,9 @@
 """The configuration as a whole: which parts are on, which layer wins, what is refused and how it is said."""
 
 import logging
+import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from proplet.agent.config_show import show
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # pytest's own directories may be too long for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="p-") as directory:
+        monkeypatch.chdir(directory)
+        yield Path(directory)
 
 
 def environ(home: Path, **more: str) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """The ``[kubernetes]`` table: what it switches on, what is refused, and how patient a manager is."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from proplet.agent.config_show import show
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # pytest's own directories may be too long for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="p-") as directory:
+        monkeypatch.chdir(directory)
+        yield Path(directory)
 
 
 def environ(home: Path, **more: str) -> Mapping[str, str]:
