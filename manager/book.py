@@ -172,8 +172,8 @@ class Book:
         for _, done in letters:
             done()
 
-    def refused(self, uid: str, letters: list[Letter], mono: float) -> None:
-        """Return mail whose meaning the store refuses to record, now or, where it has none of it, before.
+    def _refuse(self, uid: str, letters: list[Letter], mono: float) -> None:
+        """Return mail whose meaning the store refuses to record.
 
         Once it has done so for long, it is acknowledged, because until it is the broker soon delivers nothing that is
         behind it. It stays here, and its proplet tells it again when asked.
@@ -192,7 +192,7 @@ class Book:
         """It is not looked at yet. What it was told waits, or is acknowledged if it is refused for long."""
         self.crowd.decline(uid)
         if uid in self._refused:
-            self.refused(uid, self.collect(uid), mono)
+            self._refuse(uid, self.collect(uid), mono)
 
     def patience(self, uid: str, mono: float) -> float:
         """Return for how many seconds a task may be left alone for all that is not acknowledged."""
@@ -203,8 +203,12 @@ class Book:
         left = self._refused[uid] + self._hold_s - mono
         return min(KEPT_S, left) if left > 0 else math.inf
 
-    def not_recorded(self, uid: str) -> None:
-        """What was decided of it is not so: it has no place but the one it had."""
+    def not_recorded(self, uid: str, letters: list[Letter], mono: float, *, refused: bool) -> None:
+        """What was decided of a task is not so: it has no place but the one it had, and its mail is there again."""
+        if refused:
+            self._refuse(uid, letters, mono)
+        else:
+            self.put_back(uid, letters)
         self.crowd.decline(uid)
         task = self._tasks.get(uid)
         if task is not None:

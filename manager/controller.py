@@ -8,7 +8,7 @@ brought them acknowledged. After a restart `load` and reconciling every task rea
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 import anyio
@@ -52,18 +52,16 @@ from proplet.manager.ports import (
     StoreUnavailableError,
 )
 from proplet.manager.registry import Registry
+from proplet.manager.rhythm import Beat, Rhythm
 from proplet.manager.roster import Roster
 from proplet.manager.runs import ask_start, ask_stop
 from proplet.manager.sending import send
-from proplet.manager.workqueue import Timers, WorkQueue
+from proplet.manager.workqueue import WorkQueue
 from proplet.manager.world import World
 
 log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
-TICK_S: Final = 1.0
-NEWS_EVERY_S: Final = 0.1  # a burst of proplets is one reason to look at waiting tasks, not many
-CLOCK_STEP_S: Final = 1.0  # a wall clock that moves by more beside the monotonic one was set
 
 
 class Controller:
@@ -117,12 +115,9 @@ class Controller:
         )
         self._pauses = Pauses(spread=spread)
         self._queue = WorkQueue()
-        self._timers = Timers()
-        self._poke = anyio.Event()
-        self._fleet_news = False
-        self._news_at = 0.0
+        beat = Beat(self._queue.add, self._sweep, self._on_fleet_news, self._on_clock_set)
+        self._rhythm = Rhythm(beat, clock, monotonic)
         self._version = 0
-        self._clocks_apart = clock() - monotonic()
 
     def _now(self) -> Moment:
         return Moment(self._clock(), self._monotonic())
@@ -165,7 +160,7 @@ class Controller:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follow, self._store, Kind.TASK, lambda: self._version, self._on_change, self._load)
             tasks.start_soon(self._roster.run)
-            tasks.start_soon(self._tick)
+            tasks.start_soon(self._rhythm.run)
             tasks.start_soon(self._errands.run, bus)
             for _ in range(WORKERS):
                 tasks.start_soon(self._work, bus)
@@ -196,7 +191,7 @@ class Controller:
                 if not session_present:
                     self._signal(task.id, SessionLost(), nothing_to_do)
                 self._queue.add(task.id)
-        self._news(at.mono)
+        self._rhythm.news()
 
     # --- what others tell ---------------------------------------------------------------------------------------------
 
@@ -206,7 +201,7 @@ class Controller:
             return
         self._book.post(uid, (signal, done))
         if isinstance(signal, Holds | Handed):
-            self._wake(uid, self._monotonic() + self._policy.confirm_delay_s)
+            self._rhythm.wake(uid, self._monotonic() + self._policy.confirm_delay_s)
         else:
             self._queue.add(uid)
 
@@ -225,16 +220,8 @@ class Controller:
         self._errands.stop(proplet_id, stop_of(uid, proplet_id, attempt))
 
     def _on_proplet_news(self, proplet_id: str) -> None:
-        for uid in self._book.held_by(proplet_id):
-            self._queue.add(uid)
-        self._news(self._monotonic())
-
-    def _news(self, mono: float) -> None:
-        """The fleet has changed: what waits for a proplet is looked at, soon."""
-        if not self._fleet_news:
-            self._fleet_news = True
-            self._news_at = max(mono, self._news_at + NEWS_EVERY_S)
-            self._poke.set()
+        self._queue_up(self._book.held_by(proplet_id))
+        self._rhythm.news()
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
@@ -247,23 +234,18 @@ class Controller:
         held, before = self._fleet.held_count(), self._book.get(task.id)
         news = self._book.learn(task)
         if news and matters_to_others(before, task):
-            self._wake_dependents(task)
+            self._queue_up(self._book.dependents(task))
         if self._fleet.held_count() < held:
             self._let_in()
         return news
 
-    def _wake_dependents(self, task: Task) -> None:
-        for uid in self._book.dependents(task):
-            self._queue.add(uid)
-
     def _let_in(self) -> None:
         """Proplets may have room again."""
-        for uid in self._book.crowd.call(self._monotonic()):
-            self._queue.add(uid)
+        self._queue_up(self._book.crowd.call(self._monotonic()))
 
     def _forget(self, task: Task) -> None:
         """It was deleted; what still runs is stopped, now and whenever it turns up again."""
-        self._wake_dependents(task)
+        self._queue_up(self._book.dependents(task))
         self._book.forget(task)
         self._let_in()
         if task.status.phase in UNDER_WAY:
@@ -284,41 +266,22 @@ class Controller:
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def _wake(self, uid: str, when: float) -> None:
-        if self._timers.at(uid, when):
-            self._poke.set()
+    def _sweep(self, mono: float) -> None:
+        self._roster.sweep()
+        self._errands.tick(mono)
+        self._let_in()
 
-    async def _tick(self) -> None:
-        swept = 0.0
-        while True:
-            mono = self._monotonic()
-            due = min(self._timers.next(), self._news_at if self._fleet_news else mono + TICK_S, swept + TICK_S)
-            with anyio.move_on_after(max(0.0, due - mono)):
-                await self._poke.wait()
-            if self._poke.is_set():
-                self._poke = anyio.Event()
-            mono = self._monotonic()
-            for uid in self._timers.due(mono):
-                self._queue.add(uid)
-            if mono - swept >= TICK_S:
-                swept = mono
-                self._roster.sweep()
-                self._errands.tick(mono)
-                self._let_in()
-                self._look_at_the_clock(mono)
-            if self._fleet_news and mono >= self._news_at:
-                self._fleet_news = False
-                self._let_in()
-                for uid in self._book.awaiting():
-                    self._queue.add(uid)
+    def _on_fleet_news(self) -> None:
+        self._let_in()
+        self._queue_up(self._book.awaiting())
 
-    def _look_at_the_clock(self, mono: float) -> None:
-        """What waits for a time of day is looked at again when somebody has set the clock."""
-        apart = self._clock() - mono
-        if abs(apart - self._clocks_apart) > CLOCK_STEP_S:
-            for uid in self._book.timed():
-                self._queue.add(uid)
-        self._clocks_apart = apart
+    def _on_clock_set(self) -> None:
+        """What waits for a time of day is looked at again."""
+        self._queue_up(self._book.timed())
+
+    def _queue_up(self, uids: Iterable[str]) -> None:
+        for uid in uids:
+            self._queue.add(uid)
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -354,7 +317,7 @@ class Controller:
             self._let_in()
         else:
             self._book.crowd.leave(uid)
-        self._wake(uid, decision.wake)
+        self._rhythm.wake(uid, decision.wake)
         if decision.mark is not None and not task.meta.deleted_at:
             self._queue.add(uid)
         if decision.then:
@@ -367,20 +330,16 @@ class Controller:
         if left <= 0.0:
             return False
         self._book.held_back(uid, mono)
-        self._wake(uid, mono + left)
+        self._rhythm.wake(uid, mono + left)
         return True
 
     def _try_later(self, uid: str, mail: list[Letter], error: StoreUnavailableError) -> None:
         mono = self._monotonic()
-        if isinstance(error, RefusedError):
-            self._book.refused(uid, mail, mono)
-        else:
-            self._book.put_back(uid, mail)
+        self._book.not_recorded(uid, mail, mono, refused=isinstance(error, RefusedError))
         due = self._pauses.failed(uid, self._book.version(uid), mono, self._book.patience(uid, mono))
         log.warning("task %s cannot be recorded, trying again in %.1f s: %s", uid, due - mono, error)
-        self._book.not_recorded(uid)
         self._let_in()
-        self._wake(uid, due)
+        self._rhythm.wake(uid, due)
 
     async def _carry_out(self, task: Task, effects: Sequence[Effect], bus: HelloBus) -> None:
         if len(effects) == 1:
@@ -399,7 +358,7 @@ class Controller:
         tells = proplet_id is not None and self._world.tells(proplet_id)
         contact = self._book.contacts(uid).of(proplet_id, task.status.attempt, mono, ask_at=mono)
         signal = await send(effect, contact, bus, self._policy, self._monotonic, tells=tells)
-        self._wake(uid, contact.ask_at if isinstance(effect, SendStart) else contact.stop_at)
+        self._rhythm.wake(uid, contact.ask_at if isinstance(effect, SendStart) else contact.stop_at)
         if contact.stops > 1:  # perhaps it does not hold the task at all: its inventory will tell
             self._errands.ask(mono)
         if signal is not None:

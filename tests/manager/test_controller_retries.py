@@ -71,7 +71,7 @@ async def passes(node: Node, seconds: int) -> None:
     assert isinstance(store, Failing)
     for _ in range(seconds):
         store.mono += 1.0
-        node.controller._poke.set()
+        node.controller._rhythm.nudge()
         for _ in range(30):
             await anyio.lowlevel.checkpoint()
 
