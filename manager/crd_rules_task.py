@@ -54,8 +54,9 @@ TASK_FIELD_RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
 TASK_SPEC_RULES: Final = (
     _task("a module is given", f"{text('imageUrl')} != '' || {text('file')} != ''"),
     _task("only one module is given", f"{text('imageUrl')} == '' || {text('file')} == ''"),
-    # By way of `dyn`, because without a type for its items CEL does not know the field.
-    CelRule("!has(dyn(self).inputs) || dyn(self).inputs.all(input, input != null)", NO_NULL, ".inputs"),
+    # By way of `dyn`, because without a type for its items CEL does not know the field. Where it is not given, the first
+    # part is an error, which the second makes up for.
+    CelRule("dyn(self).inputs.all(input, input != null) || !has(dyn(self).inputs)", NO_NULL, ".inputs"),
     _task("encrypted modules are images", f"!{is_true('encrypted')} || {given('imageUrl')}"),
     _task(
         "broadcast or one proplet",
