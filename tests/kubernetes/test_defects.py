@@ -52,7 +52,9 @@ LEASE = "kubernetes/test_lease.py"
 EVENTS = "kubernetes/test_events.py"
 WATCHES = "kubernetes/test_watches.py"
 CONTROLLER = "manager/test_controller.py"
+CONTROLLER_MESSAGES = "manager/test_controller_messages.py"
 CONTROLLER_ORDERS = "manager/test_controller_orders.py"
+CONTROLLER_RESTARTS = "manager/test_controller_restarts.py"
 CORE = "manager/test_task_core.py"
 RECURRENCE = "manager/test_recurrence.py"
 BROADCAST = "manager/test_broadcast.py"
@@ -134,7 +136,7 @@ SHOWN: Shown = {
             "test_what_ends_while_the_cluster_is_long_away_is_told_when_it_is_back",
         ),
         "manager/test_bus.py": ("test_what_was_not_acknowledged_comes_again_after_a_restart",),
-        CONTROLLER: (
+        CONTROLLER_MESSAGES: (
             "test_a_result_is_acknowledged_only_when_it_is_recorded",
             "test_a_result_that_the_broker_lost_is_told_again_when_the_task_is_missing_from_the_inventory",
         ),
@@ -157,7 +159,7 @@ SHOWN: Shown = {
             "test_a_start_that_nobody_confirms_is_sent_again_with_the_same_attempt",
         ),
         FAULTS: ("test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_repeats_nothing",),
-        CONTROLLER: ("test_a_store_that_is_away_for_a_while_loses_nothing",),
+        CONTROLLER_RESTARTS: ("test_a_store_that_is_away_for_a_while_loses_nothing",),
     },
     "W-H11 managers on standby take the leader's connection": {
         LEADERS: (
