@@ -52,6 +52,7 @@ LEASE = "kubernetes/test_lease.py"
 EVENTS = "kubernetes/test_events.py"
 WATCHES = "kubernetes/test_watches.py"
 CONTROLLER = "manager/test_controller.py"
+CONTROLLER_COMMANDS = "manager/test_controller_commands.py"
 CONTROLLER_MESSAGES = "manager/test_controller_messages.py"
 CONTROLLER_ORDERS = "manager/test_controller_orders.py"
 CONTROLLER_RESTARTS = "manager/test_controller_restarts.py"
@@ -273,7 +274,7 @@ SHOWN: Shown = {
     "W-H23 a module in a manifest is kept several times, and one from a registry needs both": {
         "manager/test_jobs.py": ("test_a_parallel_job_makes_all_its_tasks_at_once_and_completes_with_the_last",),
         CORE: ("test_a_start_that_is_too_large_for_the_broker_fails_the_task_with_the_reason",),
-        "manager/test_works.py": ("test_children_that_the_store_refuses_are_told_in_the_status",),
+        "manager/test_works_troubles.py": ("test_children_that_the_store_refuses_are_told_in_the_status",),
         "node/test_faults.py": ("test_a_module_from_a_registry_is_pulled_run_and_named_by_its_digest",),
         CORPUS: ("test_a_sample_is_taken_and_asks_for_nothing_that_cannot_run",),
     },
@@ -318,7 +319,7 @@ SHOWN: Shown = {
     "deleting a task does not stop it": {
         ORDERS: ("test_kubectl_delete_waits_until_a_daemon_was_stopped",),
         RESISTANCE: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
-        CONTROLLER: ("test_a_deleted_task_is_stopped_and_stopped_again_if_it_turns_up",),
+        CONTROLLER_COMMANDS: ("test_a_deleted_task_is_stopped_and_stopped_again_if_it_turns_up",),
     },
     "a profile without an interval ends the manager": {HERE: ("test_a_profile_without_an_interval_runs",)},
     "a job of references never ends": {
@@ -340,7 +341,9 @@ SHOWN: Shown = {
     "the broker is killed and started": {FAULTS: ("test_a_task_outlives_the_broker",)},
     "the manager is killed between any two steps": {
         FAULTS: ("test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_repeats_nothing",),
-        "manager/test_works.py": ("test_after_a_crash_at_any_step_a_restart_goes_on_without_making_anything_twice",),
+        "manager/test_works_troubles.py": (
+            "test_after_a_crash_at_any_step_a_restart_goes_on_without_making_anything_twice",
+        ),
     },
     "of two managers the leader is killed": {
         LEADERS: ("test_of_two_managers_one_works_and_the_other_takes_over",),
@@ -361,7 +364,7 @@ SHOWN: Shown = {
     },
     "the clock is set": {
         LEASE: ("test_the_time_of_day_decides_nothing",),
-        CONTROLLER: ("test_a_clock_that_is_set_while_tasks_run_loses_none",),
+        CONTROLLER_RESTARTS: ("test_a_clock_that_is_set_while_tasks_run_loses_none",),
         CONTROLLER_ORDERS: ("test_a_scheduled_task_runs_at_its_time_and_again_when_the_clock_is_set",),
         RECURRENCE: ("test_whatever_the_clock_does_runs_come_neither_in_bursts_nor_not_at_all",),
     },
