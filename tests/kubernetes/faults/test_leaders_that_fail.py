@@ -34,6 +34,7 @@ def test_of_two_managers_one_works_and_the_other_takes_over(
 ) -> None:
     first = launch("first", *LEASE, hasty=True)
     eventually(lambda: first.metric("proplet_leader") == 1, "it leads")
+    assert space.kubectl("get", "leases", "-o", "jsonpath={.items[*].spec.leaseDurationSeconds}") == "8"
     second = launch("second", *LEASE, hasty=True)
     second.until_ready()
     assert "lease: standby" in second.ask("/readyz")[1]
