@@ -81,7 +81,7 @@ class Circles:
         ahead, behind = dict[Key, Key](), dict[Key, Key]()
         ways = (
             (_walk(start, lambda key: self._ahead(task, key), ahead), behind),
-            (_walk(start, lambda key: self._behind(start, key), behind), ahead),
+            (_walk(start, lambda key: self._behind(task, key), behind), ahead),
         )
         while True:
             for way, other in ways:
@@ -99,10 +99,10 @@ class Circles:
             if following == start or _is_pending(self._find(following)):
                 yield following
 
-    def _behind(self, start: Key, key: Key) -> Iterator[Key]:
-        for task in self.dependents(key):
-            if task.meta.key == start or self._find(task.meta.key) is task:  # else another one has its name now
-                yield task.meta.key
+    def _behind(self, task: Task, key: Key) -> Iterator[Key]:
+        for other in self.dependents(key):
+            if other.id == task.id or self._find(other.meta.key) is other:  # else another one has its name now
+                yield other.meta.key
 
 
 def _walk(start: Key, following: Callable[[Key], Iterable[Key]], via: dict[Key, Key]) -> Iterator[Key]:

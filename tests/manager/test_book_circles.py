@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proplet.manager.book import Book
@@ -53,7 +53,15 @@ CHANGES = st.lists(
 )
 
 
-@given(CHANGES, st.booleans())
+REPLACED = [
+    ("needs", "b", list[str](), Phase.PENDING),
+    ("needs", "a", ["a"], Phase.PENDING),
+    ("replace", "a", ["b"], Phase.PENDING),
+]
+
+
+@example(changes=REPLACED, looked_in_between=False)
+@given(changes=CHANGES, looked_in_between=st.booleans())
 def test_circles_are_known_whatever_is_made_edited_ended_started_again_or_deleted(
     changes: list[tuple[str, str, list[str], Phase]], looked_in_between: bool
 ) -> None:
