@@ -54,7 +54,7 @@ TASK_FIELD_RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
 TASK_SPEC_RULES: Final = (
     _task("a module is given", f"{text('imageUrl')} != '' || {text('file')} != ''"),
     _task("only one module is given", f"{text('imageUrl')} == '' || {text('file')} == ''"),
-    # By way of `dyn`, because without a type for its items CEL does not know the field. Where it is not given, the first
+    # By way of `dyn`, because without a type for its items CEL does not know the field. Where it is missing, the first
     # part is an error, which the second makes up for.
     CelRule("dyn(self).inputs.all(input, input != null) || !has(dyn(self).inputs)", NO_NULL, ".inputs"),
     _task("encrypted modules are images", f"!{is_true('encrypted')} || {given('imageUrl')}"),
