@@ -157,7 +157,7 @@ class Connection:
             self._sock.close()
 
     def _see_failures(self) -> None:
-        """Asyncio reports a failure that nobody has seen; aiomqtt forgets one of a connection that ended as it began."""
+        """Asyncio reports a failure nobody has seen; aiomqtt forgets one of a connection that ended as it began."""
         for future in (self._client._connected, self._client._disconnected):
             future.add_done_callback(_seen)
 
