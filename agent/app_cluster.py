@@ -15,6 +15,7 @@ from proplet.manager.exchange import Policy
 from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
 from proplet.manager.kubernetes_access import Access
+from proplet.manager.pod_grants import Grants
 from proplet.manager.ports import StoreError
 from proplet.manager.steering import Steering
 
@@ -43,7 +44,12 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
         certificate = (str(table.metrics_cert_file), str(table.metrics_key_file))
     lease = None
     if table.leader_elect:
-        lease = lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity, table.namespaces)
+        lease = replace(
+            lease_terms(table.group, table.lease_name, table.lease_namespace, table.identity, table.namespaces),
+            duration_s=round(table.lease_duration_s),
+            renew_deadline_s=table.renew_deadline_s,
+            retry_s=table.retry_period_s,
+        )
     return ClusterSettings(
         mqtt=mqtt,
         topics=topics_of(settings),
@@ -59,11 +65,16 @@ def cluster_settings(settings: NodeSettings, mqtt: MqttSettings) -> ClusterSetti
             finalizers=True,
             last_seen_every_s=table.last_seen_interval_s,
         ),
+        server_timeout_s=table.api_server_timeout_s,
+        refused_hold_s=table.refused_hold_s,
         register=table.register,
         reply_s=manager.mqtt_timeout_s,
         health=_bound(table.health_address),
         metrics=_bound(table.metrics_address),
         metrics_certificate=certificate,
+        metrics_token=str(table.metrics_token_file) if table.metrics_token_file else None,
+        metrics_open=table.metrics_open,
+        grants=Grants(table.proplet_service_accounts, table.proplet_secrets),
     )
 
 

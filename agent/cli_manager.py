@@ -27,10 +27,16 @@ _SETTINGS: Mapping[str, str] = {
     "context": "kubernetes.context",
     "api_group": "kubernetes.group",
     "leader_elect": "kubernetes.leader_elect",
+    "leader_elect_lease_duration": "kubernetes.lease_duration",
+    "leader_elect_renew_deadline": "kubernetes.renew_deadline",
+    "leader_elect_retry_period": "kubernetes.retry_period",
     "lease_namespace": "kubernetes.lease_namespace",
     "register": "kubernetes.register",
     "health_probe_bind_address": "kubernetes.health_address",
     "metrics_bind_address": "kubernetes.metrics_address",
+    "metrics_token_file": "kubernetes.metrics_token_file",
+    "proplet_service_accounts": "kubernetes.proplet_service_accounts",
+    "proplet_secrets": "kubernetes.proplet_secrets",
     "mqtt_timeout": "manager.mqtt_timeout",
     "liveliness_interval": "kubernetes.last_seen_interval",
     "last_seen_threshold": "manager.liveliness_timeout",
@@ -39,6 +45,7 @@ _SETTINGS: Mapping[str, str] = {
 _WITHOUT_EFFECT = ("enable_http2", "webhook_cert_path", "webhook_cert_name", "webhook_cert_key")
 _SCHEDULERS = ("round-robin", "priority")
 _HEALTH = ":8081"
+_FALSE = ("false", "False", "FALSE", "f", "F", "0")  # as the reference's language has it
 
 
 def manager(options: argparse.Namespace) -> int:
@@ -75,6 +82,8 @@ def _flags(options: argparse.Namespace) -> dict[str, str]:
     if options.metrics_cert_path:
         flags["kubernetes.metrics_cert_file"] = str(Path(options.metrics_cert_path) / options.metrics_cert_name)
         flags["kubernetes.metrics_key_file"] = str(Path(options.metrics_cert_path) / options.metrics_cert_key)
+    if options.metrics_secure in _FALSE:  # the reference's word for metrics that everybody may read
+        flags["kubernetes.metrics_open"] = "true"
     return flags
 
 
@@ -92,7 +101,7 @@ def _ignored(options: argparse.Namespace) -> Iterator[str]:
     if options.scheduler is not None:
         known = "" if options.scheduler in _SCHEDULERS else ", which is none of the reference's"
         yield f"--scheduler={options.scheduler}{known}: among the proplets that fit, the least loaded is always taken"
-    if options.metrics_secure not in (None, "false") and not options.metrics_cert_path:
+    if options.metrics_secure not in (None, *_FALSE) and not options.metrics_cert_path:
         yield "--metrics-secure: /metrics is served without TLS, because --metrics-cert-path names no certificate"
     for name in _WITHOUT_EFFECT:
         if getattr(options, name) is not None:

@@ -176,13 +176,14 @@ def _manager_command(add: Add) -> None:
     option("--api-group", metavar="GROUP", text="the API group of the resources")
     switch("--leader-elect", "work only while holding the Lease, so that several can run")
     option("--lease-namespace", metavar="NAME", text="where the Lease is (default: the pod's namespace)")
+    option("--leader-elect-lease-duration", metavar="TIME", text="how long an unrenewed Lease holds (default: 15s)")
+    option(
+        "--leader-elect-renew-deadline", metavar="TIME", text="when a leader that cannot renew gives up (default: 10s)"
+    )
+    option("--leader-elect-retry-period", metavar="TIME", text="how often to renew or try for it (default: 2s)")
     switch("--register", "make resources of proplets that announce themselves")
     option("--health-probe-bind-address", metavar="ADDRESS", text="for /healthz and /readyz (default: :8081; 0: none)")
-    option("--metrics-bind-address", metavar="ADDRESS", text="for /metrics (default: 0, none)")
-    switch("--metrics-secure", "serve /metrics by TLS; needs --metrics-cert-path")
-    option("--metrics-cert-path", metavar="DIR", text="the directory of the certificate for /metrics")
-    option("--metrics-cert-name", metavar="FILE", text="its file in there (default: tls.crt)", default="tls.crt")
-    option("--metrics-cert-key", metavar="FILE", text="its key's file (default: tls.key)", default="tls.key")
+    _cluster_options(option, switch)
     option("--liveliness-interval", metavar="TIME", text="how often a proplet's lastSeen is written (default: 30s)")
     option("--last-seen-threshold", metavar="TIME", text="how much silence makes a proplet offline (default: 30s)")
     option("--scheduler", metavar="NAME", text="accepted for the reference's manifests; the least loaded is chosen")
@@ -194,6 +195,20 @@ def _manager_command(add: Add) -> None:
         action="store_true",
         help="run nothing: take this manager's finalizers off all resources, before the CRDs are deleted, and end",
     )
+
+
+def _cluster_options(option: Callable[..., None], switch: Callable[[str, str], None]) -> None:
+    """Who may read metrics, and what Proplets of the cluster may name."""
+    option("--metrics-bind-address", metavar="ADDRESS", text="for /metrics (default: 0, none)")
+    switch("--metrics-secure", "false: /metrics is for everybody; else with a token, or for this machine only")
+    option("--metrics-token-file", metavar="FILE", text="a file with what is to be shown for /metrics (bearer token)")
+    option("--metrics-cert-path", metavar="DIR", text="the directory of the certificate for /metrics")
+    option("--metrics-cert-name", metavar="FILE", text="its file in there (default: tls.crt)", default="tls.crt")
+    option("--metrics-cert-key", metavar="FILE", text="its key's file (default: tls.key)", default="tls.key")
+    only = "service accounts that k8s Proplets may name, as patterns, with commas (default: default)"
+    option("--proplet-service-accounts", metavar="NAMES", text=only)
+    only = "Secrets that they may name without the label that gives them to proplets (default: none)"
+    option("--proplet-secrets", metavar="NAMES", text=only)
 
 
 def _config_option(command: argparse.ArgumentParser) -> None:

@@ -46,7 +46,14 @@ FLAGS: Mapping[str, str] = {
     "kubernetes.metrics_address": "metrics-bind-address",
     "kubernetes.metrics_cert_file": "metrics-cert-path",
     "kubernetes.metrics_key_file": "metrics-cert-path",
+    "kubernetes.metrics_token_file": "metrics-token-file",
+    "kubernetes.metrics_open": "metrics-secure",
+    "kubernetes.proplet_service_accounts": "proplet-service-accounts",
+    "kubernetes.proplet_secrets": "proplet-secrets",
     "kubernetes.last_seen_interval": "liveliness-interval",
+    "kubernetes.lease_duration": "leader-elect-lease-duration",
+    "kubernetes.renew_deadline": "leader-elect-renew-deadline",
+    "kubernetes.retry_period": "leader-elect-retry-period",
     "manager.liveliness_timeout": "last-seen-threshold",
 }
 

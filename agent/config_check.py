@@ -165,6 +165,7 @@ def _kubernetes(cluster: KubernetesTable, *, managed: bool) -> Iterator[tuple[st
             yield "kubernetes.namespaces", f'"{name}" is no namespace\'s name: lower-case letters, digits and dashes'
     if not all(_is_name(part) for part in cluster.group.split(".")):
         yield "kubernetes.group", f'"{cluster.group}" is no API group, such as propeller.propeller.absmach.eu'
+    yield from _patience(cluster)
     for setting, address in (
         ("kubernetes.health_address", cluster.health_address),
         ("kubernetes.metrics_address", cluster.metrics_address),
@@ -173,6 +174,20 @@ def _kubernetes(cluster: KubernetesTable, *, managed: bool) -> Iterator[tuple[st
             yield setting, f'"{address}" is no address to listen on: host:port, :port, or 0 for none'
     first, second = cluster.metrics_cert_file, cluster.metrics_key_file
     yield from _pair("kubernetes.metrics_cert_file", first, "kubernetes.metrics_key_file", second)
+    yield from _readable("kubernetes.metrics_token_file", cluster.metrics_token_file)
+
+
+def _patience(cluster: KubernetesTable) -> Iterator[tuple[str, str]]:
+    if not cluster.lease_duration_s.is_integer():
+        yield "kubernetes.lease_duration", "must be whole seconds, as a Lease has them"
+    for shorter, longer in (
+        ("renew_deadline", "lease_duration"),
+        ("retry_period", "renew_deadline"),
+        ("api_server_timeout", "refused_hold"),
+    ):
+        less, more = getattr(cluster, f"{shorter}_s"), getattr(cluster, f"{longer}_s")
+        if less >= more:
+            yield f"kubernetes.{shorter}", f"{less:g} s is not less than kubernetes.{longer}, {more:g} s: change one"
 
 
 def _is_name(text: str) -> bool:

@@ -313,6 +313,15 @@ class KubernetesTable:
     lease_name: str | None = None  # the reference operator's for the group, so that it and this never both work
     lease_namespace: str | None = None  # the pod's own, else the first of `namespaces`, else "default"
     identity: str | None = None  # in the Lease; the host's name and a random part
+    # The Lease's times, in the words and with the defaults of Kubernetes' own: retry < renew deadline < duration.
+    lease_duration_s: float = setting(15.0, least=1)  # unrenewed for so long it is another's; whole seconds
+    renew_deadline_s: float = 10.0  # a holder that could not renew it for so long gives up
+    retry_period_s: float = setting(2.0, least=0.1)  # how often it is renewed, or tried for
+    # Away or silent for so long, and the manager leaves the broker until it can write again. Less than
+    # manager.liveliness_timeout: what it has not written down holds back the heartbeats behind it.
+    api_server_timeout_s: float = setting(10.0, least=1)
+    # What the cluster refuses to write down is acknowledged to the broker after it, so that it holds up no other.
+    refused_hold_s: float = setting(20.0, least=1)
     register: bool = False  # make resources of proplets that announce themselves
     last_seen_interval_s: float = setting(30.0, least=1)  # how often a proplet's lastSeen is written
     # Where /healthz and /readyz, and /metrics, are served: "host:port" or ":port"; none or "0" is nowhere.
@@ -320,6 +329,12 @@ class KubernetesTable:
     metrics_address: str | None = None
     metrics_cert_file: Path | None = None
     metrics_key_file: Path | None = None
+    metrics_token_file: Path | None = None  # who reads /metrics shows what is in it
+    metrics_open: bool = False  # without a token: to everybody who reaches the address, not only to this machine
+    # What Proplets of type k8s may name, as patterns (* and ?): the accounts of their pods, and Secrets without the
+    # label that gives them to proplets.
+    proplet_service_accounts: tuple[str, ...] = ("default",)
+    proplet_secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,11 +152,14 @@ class Connection:
             if misc_task is not None:
                 misc_task.cancel()
                 await wait_futures([misc_task])
-            for future in (self._client._connected, self._client._disconnected):
-                if future.done() and not future.cancelled():
-                    future.exception()  # seen: asyncio would log it otherwise
+            self._see_failures()
         if self._sock is not None:
             self._sock.close()
+
+    def _see_failures(self) -> None:
+        """Asyncio reports a failure nobody has seen; aiomqtt forgets one of a connection that ended as it began."""
+        for future in (self._client._connected, self._client._disconnected):
+            future.add_done_callback(_seen)
 
     async def _say_goodbye(self) -> None:
         """Send DISCONNECT and wait until the broker has taken it: closing at once could overtake it by a reset."""
@@ -182,6 +185,7 @@ class Connection:
             keepalive=settings.keepalive_s,
             max_inflight_messages=settings.max_inflight,
         )
+        self._see_failures()
         paho = self._paho = paho_of(self._client)
         paho.disable_logger()  # what it would say reaches our user as a reason
         paho.manual_ack_set(True)
@@ -380,3 +384,8 @@ def _refusal(code: Any) -> str:
         136: "the broker is unavailable",
     }
     return known.get(getattr(code, "value", code), f"the broker refuses the connection: {code}")
+
+
+def _seen(future: Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -3,11 +3,13 @@
 The controller's memory, without decisions. All of it can be made again from the store; losing it repeats messages.
 """
 
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from proplet.manager.circles import Circles
 from proplet.manager.core import UNDER_WAY, holder
 from proplet.manager.crowd import Crowd
 from proplet.manager.exchange import Contacts, Signal
@@ -17,8 +19,8 @@ from proplet.manager.placement import Fleet
 
 TOMBSTONES: Final = 10_000
 
-# What the store refuses to record waits for so long, unacknowledged; longer than a cluster may be away.
 HOLD_S: Final = 20.0
+KEPT_S: Final = 8.0  # what is unacknowledged keeps heartbeats behind it: less than the silence of a lost proplet
 
 Letter = tuple[Signal, Callable[[], None]]
 """A signal, and what to call when its meaning is recorded."""
@@ -29,15 +31,19 @@ def _nothing_to_do() -> None:
 
 
 class Book:
-    """The tasks, and the indexes over them."""
+    """The tasks, and the indexes over them.
 
-    def __init__(self, fleet: Fleet) -> None:
+    `hold_s`: seconds that what the store refuses to record is kept unacknowledged; more than a cluster may be away.
+    """
+
+    def __init__(self, fleet: Fleet, *, hold_s: float = HOLD_S) -> None:
         self.crowd = Crowd(fleet)  # pending until a proplet has room
         self._fleet = fleet
+        self._hold_s = hold_s
         self._keys: dict[Key, str] = {}
         self._assigned: Counter[str] = Counter()
-        self._dependents: dict[Key, set[str]] = {}
         self._tasks: dict[str, Task] = {}
+        self._circles = Circles(self.find, self.get)
         self._contacts: dict[str, Contacts] = {}
         self._mail: dict[str, list[Letter]] = {}
         self._refused: dict[str, float] = {}  # since when their records are
@@ -53,6 +59,11 @@ class Book:
         """Return the task of this name, None if there is none."""
         return self._tasks.get(self._keys.get(key, ""))
 
+    def version(self, uid: str) -> int:
+        """Return the version of a task as it is known, 0 if there is none."""
+        task = self._tasks.get(uid)
+        return 0 if task is None else task.meta.version
+
     def all(self) -> Iterable[Task]:
         """Return every task; a snapshot."""
         return list(self._tasks.values())
@@ -67,8 +78,10 @@ class Book:
         if version >= task.meta.version:
             return False
         self._tasks[task.id] = task
-        self._keys[task.meta.key] = task.id
-        self._depend(known, task)
+        named = self.find(task.meta.key)
+        if named is None or named.meta.version <= task.meta.version:  # else another one has its name by now
+            self._keys[task.meta.key] = task.id
+        self._circles.change(known, task)
         self._count(known, task)
         self.index(task)
         return True
@@ -89,21 +102,13 @@ class Book:
         """Return how many tasks are or were with a proplet, of those that are there."""
         return self._assigned[proplet_id]
 
-    def _depend(self, before: Task | None, after: Task | None) -> None:
-        """Keep the index of who depends on whom."""
-        if before is not None and after is not None and before.spec.depends_on == after.spec.depends_on:
-            return
-        for key in _needs(before):
-            self._dependents[key].discard(before.id if before is not None else "")
-            if not self._dependents[key]:
-                del self._dependents[key]
-        for key in _needs(after):
-            self._dependents.setdefault(key, set()).add(after.id if after is not None else "")
-
     def dependents(self, task: Task) -> Iterable[str]:
         """Return the pending tasks that depend on this one."""
-        uids = self._dependents.get(task.meta.key, ())
-        return [uid for uid in uids if self._tasks[uid].status.phase is Phase.PENDING]
+        return [other.id for other in self._circles.dependents(task.meta.key)]
+
+    def circle(self, task: Task) -> Sequence[str]:
+        """Return the names of a circle in which a pending task waits for itself; empty: there is none."""
+        return self._circles.of(task)
 
     def index(self, task: Task) -> None:
         """Note who has the task now."""
@@ -120,10 +125,10 @@ class Book:
         """It was deleted. That it once was ours is remembered for a while: it may turn up again."""
         uid = task.id
         known = self._tasks.pop(uid, None)
-        self._depend(known, None)
         self._count(known, None)
         if self._keys.get(task.meta.key) == uid:
             del self._keys[task.meta.key]
+        self._circles.change(known, None)
         self._awaiting.pop(uid, None)
         self.crowd.leave(uid)
         self._deleted[uid] = task.meta.version
@@ -167,22 +172,47 @@ class Book:
         for _, done in letters:
             done()
 
-    def refused(self, uid: str, letters: list[Letter], mono: float) -> bool:
-        """Return mail whose meaning the store refuses to record; whether it has done so for long.
+    def _refuse(self, uid: str, letters: list[Letter], mono: float) -> None:
+        """Return mail whose meaning the store refuses to record.
 
-        It is acknowledged then, because until it is the broker soon delivers nothing that is behind it. It stays here,
-        and its proplet tells it again when asked.
+        Once it has done so for long, it is acknowledged, because until it is the broker soon delivers nothing that is
+        behind it. It stays here, and its proplet tells it again when asked.
         """
-        if mono - self._refused.setdefault(uid, mono) < HOLD_S:
+        if mono - self._refused.setdefault(uid, mono) < self._hold_s:
             self.put_back(uid, letters)
-            return False
+            return
         kept: list[Signal] = []
         for signal, done in reversed(letters):
             done()
             if signal not in kept:
                 kept.append(signal)
         self.put_back(uid, [(signal, _nothing_to_do) for signal in reversed(kept)])
-        return True
+
+    def held_back(self, uid: str, mono: float) -> None:
+        """It is not looked at yet. What it was told waits, or is acknowledged if it is refused for long."""
+        self.crowd.decline(uid)
+        if uid in self._refused:
+            self._refuse(uid, self.collect(uid), mono)
+
+    def patience(self, uid: str, mono: float) -> float:
+        """Return for how many seconds a task may be left alone for all that is not acknowledged."""
+        if not self._mail.get(uid):
+            return math.inf
+        if uid not in self._refused:
+            return KEPT_S
+        left = self._refused[uid] + self._hold_s - mono
+        return min(KEPT_S, left) if left > 0 else math.inf
+
+    def not_recorded(self, uid: str, letters: list[Letter], mono: float, *, refused: bool) -> None:
+        """What was decided of a task is not so: it has no place but the one it had, and its mail is there again."""
+        if refused:
+            self._refuse(uid, letters, mono)
+        else:
+            self.put_back(uid, letters)
+        self.crowd.decline(uid)
+        task = self._tasks.get(uid)
+        if task is not None:
+            self.index(task)
 
     # --- who waits ----------------------------------------------------------------------------------------------------
 
@@ -211,7 +241,3 @@ def matters_to_others(before: Task | None, after: Task) -> bool:
     if before is None or before.meta.generation != after.meta.generation:
         return True
     return (before.status.phase in TERMINAL) is not (after.status.phase in TERMINAL)
-
-
-def _needs(task: Task | None) -> set[Key]:
-    return set() if task is None else {Key(name, task.meta.namespace) for name in task.spec.depends_on}

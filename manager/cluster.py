@@ -13,25 +13,31 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import anyio
+from anyio import CapacityLimiter
 
 from proplet.agent.mqtt import MqttSettings
 from proplet.agent.topics import Topics
 from proplet.manager import rules
+from proplet.manager.book import HOLD_S
 from proplet.manager.bus import BusSettings, open_bus
 from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
-from proplet.manager.health import Answer, Page, Site, metrics_page, open_site
+from proplet.manager.health import Answer, HealthError, Page, Site, metrics_page, open_site
+from proplet.manager.health_guard import FileError, Guard
 from proplet.manager.kubernetes_access import Access, pod_namespace
 from proplet.manager.kubernetes_api import WRITERS, KubernetesApi, open_api
 from proplet.manager.kubernetes_events import open_kubernetes_events
 from proplet.manager.kubernetes_lease import LeaseLostError, LeaseTerms, held_lease, new_identity
+from proplet.manager.kubernetes_pulse import Pulse
 from proplet.manager.manifest import GROUPS
 from proplet.manager.measures import MeasuredStore, Measures
 from proplet.manager.membership import Membership
 from proplet.manager.model import Kind
+from proplet.manager.pod_grants import Grants
 from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
 from proplet.manager.round_starts import RoundStarts
@@ -40,7 +46,6 @@ from proplet.manager.works import open_works
 
 log = logging.getLogger(__name__)
 
-AWAY_S: Final = 10.0  # the cluster may be away for so long; less than the silence that makes a proplet lost
 LOOK_S: Final = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 
@@ -58,11 +63,17 @@ class ClusterSettings:
         namespaces: those it sees, none are all.
         lease: the Lease that it must hold to work; None is none.
         policy: waiting times.
+        server_timeout_s: how long the API server may be away or silent while the manager stays connected to the broker;
+            less than the silence that makes a proplet lost.
+        refused_hold_s: how long what the cluster refuses to record is kept unacknowledged; longer than that.
         register: make resources of proplets that announce themselves.
         reply_s: how long the broker may take to acknowledge a command.
         health: where /healthz and /readyz are served, as host and port.
         metrics: where /metrics is served.
         metrics_certificate: certificate and key for it.
+        metrics_token: the file with what is to be shown for /metrics.
+        metrics_open: without a token, /metrics is for everybody, not only for this machine.
+        grants: what Proplets of type k8s may name.
     """
 
     mqtt: MqttSettings
@@ -73,11 +84,16 @@ class ClusterSettings:
     namespaces: tuple[str, ...] = ()
     lease: LeaseTerms | None = None
     policy: Policy = field(default_factory=Policy)
+    server_timeout_s: float = 10.0
+    refused_hold_s: float = HOLD_S
     register: bool = False
     reply_s: float = 20.0
     health: tuple[str, int] | None = None
     metrics: tuple[str, int] | None = None
     metrics_certificate: tuple[str, str] | None = None
+    metrics_token: str | None = None
+    metrics_open: bool = False
+    grants: Grants = field(default_factory=Grants)
 
 
 def lease_terms(
@@ -108,6 +124,9 @@ class Reign:
         self._events = events
         self._api = api
         self._cluster = store
+        slots = CapacityLimiter(2)  # never behind other calls; a call that was given up may still hold one
+        ask = partial(api.run, api.request, "GET", "/version", limiter=slots)
+        self.pulse = Pulse(lambda: api.heard_at, ask, api.cut, settings.server_timeout_s)
         self.measures = Measures()
         self.store = MeasuredStore(store, self.measures)
         self.leading = settings.lease is None
@@ -121,10 +140,15 @@ class Reign:
         """Whether it has its broker."""
         return self.control is not None and self.control.connected
 
+    @property
+    def problem(self) -> StoreError | None:
+        """Why it does not know what is in the cluster now, None when it does."""
+        return self.pulse.problem or self._cluster.problem
+
     def readiness(self) -> Answer:
         """Whether it does its work, or is ready to take it over; the text says what is missing."""
         lines, ok = [], True
-        problem = self._cluster.problem
+        problem = self.problem
         lines.append(f"kubernetes: {problem}" if problem else "kubernetes: watched")
         ok = problem is None
         if self._settings.lease is not None and not self.leading:
@@ -146,7 +170,7 @@ class Reign:
         gauges = {
             "proplet_mqtt_connected": ("Whether the MQTT broker is connected.", float(self.connected)),
             "proplet_leader": ("Whether this manager works, and is no standby.", float(self.leading)),
-            "proplet_store_synced": ("Whether every watch gets on.", float(self._cluster.problem is None)),
+            "proplet_store_synced": ("Whether every watch gets on.", float(self.problem is None)),
             "proplet_queue_depth": ("Tasks that wait to be looked at.", float(queued)),
         }
         return "".join(f"{line}\n" for line in self.measures.lines(gauges))
@@ -201,6 +225,7 @@ class Reign:
                 (settings.topics.domain, settings.topics.channel),
             ),
             events=self._events,
+            hold_s=settings.refused_hold_s,
         )
         await control.load()
         bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
@@ -216,34 +241,39 @@ class Reign:
                 log.info("this manager is at work")
                 tasks.start_soon(control.run, bus)
                 tasks.start_soon(starts.run)
-                pods = PodSettings(settings.group, settings.namespaces)
+                pods = PodSettings(settings.group, settings.namespaces, settings.grants)
                 tasks.start_soon(Pods(self._api, self.store, pods, self._events).run)
                 await self._away()
         finally:
             self.control = None
 
     async def _synced(self) -> None:
-        """Wait until everything was listed once."""
+        """Wait until everything was listed once, and is watched."""
         while True:
             try:
                 await self._cluster.ready()
-                return
+                if self.problem is None:
+                    return
+                self.trouble = str(self.problem)
             except StoreUnavailableError as error:
                 self.trouble = str(error)
-                await anyio.sleep(LOOK_S)
+            await anyio.sleep(LOOK_S)
 
     async def _away(self) -> None:
-        """Return never; raise when the cluster has been away for `AWAY_S`."""
+        """Return never; raise when the cluster has been away for too long."""
+        timeout_s = self._settings.server_timeout_s
         since: float | None = None
         while True:
             await anyio.sleep(LOOK_S)
+            if self.pulse.problem is not None:
+                raise _SteppedBackError(str(self.pulse.problem))
             problem = self._cluster.problem
             if problem is None:
                 since = None
                 continue
             since = since or time.monotonic()
-            if time.monotonic() - since >= AWAY_S:
-                raise _SteppedBackError(f"the cluster has been away for {AWAY_S:g} s: {problem}")
+            if time.monotonic() - since >= timeout_s:
+                raise _SteppedBackError(f"the cluster has been away for {timeout_s:g} s: {problem}")
 
 
 @asynccontextmanager
@@ -269,6 +299,7 @@ async def open_cluster_manager(settings: ClusterSettings) -> AsyncIterator[Reign
             port = await stack.enter_async_context(open_site(site))
             log.info("%s on %s:%d", " and ".join(site.pages), site.host or "*", port)
         tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks.start_soon(reign.pulse.run)
         tasks.start_soon(reign.run)
         stack.callback(tasks.cancel_scope.cancel)
         yield reign
@@ -277,13 +308,17 @@ async def open_cluster_manager(settings: ClusterSettings) -> AsyncIterator[Reign
 def _sites(settings: ClusterSettings, reign: Reign) -> Iterator[Site]:
     probes: Mapping[str, Page] = {"/healthz": lambda: Answer("ok\n"), "/readyz": reign.readiness}
     metrics: Mapping[str, Page] = {"/metrics": metrics_page(reign.metrics)}
+    try:
+        guards = {"/metrics": Guard(settings.metrics_token, everybody=settings.metrics_open)}
+    except FileError as error:
+        raise HealthError(f"the token for /metrics cannot be used (--metrics-token-file): {error}") from error
     if settings.health is not None and settings.health == settings.metrics:
-        yield Site(*settings.health, {**probes, **metrics}, setting="--health-probe-bind-address")
+        yield Site(*settings.health, {**probes, **metrics}, guards=guards, setting="--health-probe-bind-address")
         return
     if settings.health is not None:
         yield Site(*settings.health, probes, setting="--health-probe-bind-address")
     if settings.metrics is not None:
-        yield Site(*settings.metrics, metrics, settings.metrics_certificate, setting="--metrics-bind-address")
+        yield Site(*settings.metrics, metrics, settings.metrics_certificate, guards, "--metrics-bind-address")
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -6,16 +6,16 @@ brought them acknowledged. After a restart `load` and reconciling every task rea
 """
 
 import logging
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import anyio
 
 from proplet.agent.wire import InvokeResult, PropletMetrics, TaskMetrics
 from proplet.manager.announcer import Announcer
-from proplet.manager.book import HOLD_S, Book, goes_on, matters_to_others
+from proplet.manager.book import HOLD_S, Book, Letter, goes_on, matters_to_others
 from proplet.manager.bus import BusEvent, Down, Heard, Up
 from proplet.manager.command import start_of, stop_of
 from proplet.manager.core import UNDER_WAY
@@ -32,12 +32,14 @@ from proplet.manager.exchange import (
     SessionLost,
     Signal,
 )
+from proplet.manager.following import follow
 from proplet.manager.hearing import Hearing, Tell, nothing_to_do
 from proplet.manager.invoking import Invoking
 from proplet.manager.ledger import Ledger
 from proplet.manager.membership import Membership
 from proplet.manager.model import Kind, Task
 from proplet.manager.observed import Observed
+from proplet.manager.pauses import Pauses
 from proplet.manager.phases import TERMINAL, IllegalTransitionError, Phase
 from proplet.manager.placement import Fleet
 from proplet.manager.ports import (
@@ -45,7 +47,6 @@ from proplet.manager.ports import (
     ChangeType,
     Clock,
     EventSink,
-    GoneError,
     Liveness,
     Printed,
     RefusedError,
@@ -53,26 +54,25 @@ from proplet.manager.ports import (
     StoreUnavailableError,
 )
 from proplet.manager.registry import Registry
+from proplet.manager.rhythm import Beat, Rhythm
 from proplet.manager.roster import Roster
 from proplet.manager.runs import ask_start, ask_stop
 from proplet.manager.sending import send
-from proplet.manager.workqueue import Timers, WorkQueue
+from proplet.manager.workqueue import WorkQueue
 from proplet.manager.world import World
 
 log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
-TICK_S: Final = 1.0
-RETRY_S: Final = 1.0
-NEWS_EVERY_S: Final = 0.1  # a burst of proplets is one reason to look at waiting tasks, not many
-CLOCK_STEP_S: Final = 1.0  # a wall clock that moves by more beside the monotonic one was set
 
 
 class Controller:
     """Drives every Task of a store; the `Control` of the HTTP API.
 
     `policy` has the waiting times and what the store can do (finalizers), `membership` which proplets are this
-    manager's, `events` is told what happens, `unsupported` says what a Task asks for that cannot be done.
+    manager's, `events` is told what happens, `unsupported` says what a Task asks for that cannot be done, `hold_s` how
+    long what the store refuses to record is kept unacknowledged (seconds), `spread` (0.0 to 1.0) keeps what fails
+    together from being tried again together.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Controller:
         membership: Membership | None = None,
         events: EventSink | None = None,
         window: int = 500,
+        hold_s: float = HOLD_S,
+        spread: Callable[[], float] = random.random,
         clock: Clock = time.time,
         monotonic: Clock = time.monotonic,
     ) -> None:
@@ -93,9 +95,9 @@ class Controller:
         self._clock = clock
         self._monotonic = monotonic
         self._fleet = Fleet(window=window, quiet_until=monotonic() + self._policy.confirm_s)
-        self._book = book = Book(self._fleet)
+        self._book = book = Book(self._fleet, hold_s=hold_s)
         self._world = World(
-            self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks
+            self._fleet, self._policy, unsupported or (lambda _task: None), book.find, book.crowd.outranks, book.circle
         )
         self._registry = Registry(self._fleet, self._policy, not_proplets, membership, book.assigned)
         self._announcer = Announcer(events, sparing=self._policy.finalizers)
@@ -109,14 +111,20 @@ class Controller:
             self._signal, self._unwanted, book.get, book.was_deleted, book.held_by, answered=self._invoking.heard
         )
         self._hearing = Hearing(tell, self._roster, self._observed, clock)
-        self._ledger = Ledger(store, book, self._world, self._learn, now=self._now, announcer=self._announcer)
+        self._ledger = Ledger(
+            store,
+            book,
+            self._world,
+            self._learn,
+            now=self._now,
+            announcer=self._announcer,
+            pauses=Pauses(spread=spread),
+        )
+        self._pauses = Pauses(spread=spread)
         self._queue = WorkQueue()
-        self._timers = Timers()
-        self._poke = anyio.Event()
-        self._fleet_news = False
-        self._news_at = 0.0
+        beat = Beat(self._queue.add, self._sweep, self._on_fleet_news, self._on_clock_set)
+        self._rhythm = Rhythm(beat, clock, monotonic)
         self._version = 0
-        self._clocks_apart = clock() - monotonic()
 
     def _now(self) -> Moment:
         return Moment(self._clock(), self._monotonic())
@@ -141,10 +149,14 @@ class Controller:
     async def load(self) -> None:
         """Take over everything the store has; before anything is heard. Raises StoreError."""
         await self._roster.load()
+        await self._load()
+
+    async def _load(self) -> None:
+        before = self._book.all()  # what is made while it is listed may be missing there
         listing = await self._store.list(Kind.TASK)
-        known = {task.meta.uid for task in listing.items}
-        for task in self._book.all():
-            if task.id not in known:
+        there = {task.meta.uid for task in listing.items}
+        for task in before:
+            if task.id not in there:
                 self._forget(task)
         for found in listing.items:
             self._take_over(cast("Task", found))
@@ -154,9 +166,9 @@ class Controller:
         """Work until cancelled. Call `load` before, and `hear` with everything the bus says."""
         self._invoking.open(bus)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch)
+            tasks.start_soon(follow, self._store, Kind.TASK, lambda: self._version, self._on_change, self._load)
             tasks.start_soon(self._roster.run)
-            tasks.start_soon(self._tick)
+            tasks.start_soon(self._rhythm.run)
             tasks.start_soon(self._errands.run, bus)
             for _ in range(WORKERS):
                 tasks.start_soon(self._work, bus)
@@ -187,7 +199,7 @@ class Controller:
                 if not session_present:
                     self._signal(task.id, SessionLost(), nothing_to_do)
                 self._queue.add(task.id)
-        self._news(at.mono)
+        self._rhythm.news()
 
     # --- what others tell ---------------------------------------------------------------------------------------------
 
@@ -197,7 +209,7 @@ class Controller:
             return
         self._book.post(uid, (signal, done))
         if isinstance(signal, Holds | Handed):
-            self._wake(uid, self._monotonic() + self._policy.confirm_delay_s)
+            self._rhythm.wake(uid, self._monotonic() + self._policy.confirm_delay_s)
         else:
             self._queue.add(uid)
 
@@ -218,16 +230,8 @@ class Controller:
         self._errands.stop(proplet_id, stop_of(uid, proplet_id, attempt))
 
     def _on_proplet_news(self, proplet_id: str) -> None:
-        for uid in self._book.held_by(proplet_id):
-            self._queue.add(uid)
-        self._news(self._monotonic())
-
-    def _news(self, mono: float) -> None:
-        """The fleet has changed: what waits for a proplet is looked at, soon."""
-        if not self._fleet_news:
-            self._fleet_news = True
-            self._news_at = max(mono, self._news_at + NEWS_EVERY_S)
-            self._poke.set()
+        self._queue_up(self._book.held_by(proplet_id))
+        self._rhythm.news()
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
@@ -240,42 +244,27 @@ class Controller:
         held, before = self._fleet.held_count(), self._book.get(task.id)
         news = self._book.learn(task)
         if news and matters_to_others(before, task):
-            self._wake_dependents(task)
+            self._queue_up(self._book.dependents(task))
         if self._fleet.held_count() < held:
             self._let_in()
         return news
 
-    def _wake_dependents(self, task: Task) -> None:
-        for uid in self._book.dependents(task):
-            self._queue.add(uid)
-
     def _let_in(self) -> None:
         """Proplets may have room again."""
-        for uid in self._book.crowd.call(self._monotonic()):
-            self._queue.add(uid)
+        self._queue_up(self._book.crowd.call(self._monotonic()))
 
     def _forget(self, task: Task) -> None:
         """It was deleted; what still runs is stopped, now and whenever it turns up again."""
-        self._wake_dependents(task)
+        self._queue_up(self._book.dependents(task))
         self._book.forget(task)
         self._let_in()
         if task.status.phase in UNDER_WAY:
             proplet_id = None if task.spec.broadcast else task.status.proplet_id
             self._errands.stop(proplet_id, stop_of(task.id, proplet_id, task.status.attempt))
         self._observed.forget_task(task.id)
+        self._pauses.over(task.id)
+        self._ledger.forget(task.id)
         self._queue.add(task.id)  # what is in its mail is acknowledged
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with aclosing(cast("Any", self._store.watch(Kind.TASK, self._version))) as changes:
-                    async for change in changes:
-                        self._on_change(change)
-            except GoneError:
-                await self.load()
-            except StoreUnavailableError as error:
-                log.warning("tasks cannot be watched, trying again: %s", error)
-                await anyio.sleep(RETRY_S)
 
     def _on_change(self, change: Change) -> None:
         self._version = change.version
@@ -287,41 +276,22 @@ class Controller:
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def _wake(self, uid: str, when: float) -> None:
-        if self._timers.at(uid, when):
-            self._poke.set()
+    def _sweep(self, mono: float) -> None:
+        self._roster.sweep()
+        self._errands.tick(mono)
+        self._let_in()
 
-    async def _tick(self) -> None:
-        swept = 0.0
-        while True:
-            mono = self._monotonic()
-            due = min(self._timers.next(), self._news_at if self._fleet_news else mono + TICK_S, swept + TICK_S)
-            with anyio.move_on_after(max(0.0, due - mono)):
-                await self._poke.wait()
-            if self._poke.is_set():
-                self._poke = anyio.Event()
-            mono = self._monotonic()
-            for uid in self._timers.due(mono):
-                self._queue.add(uid)
-            if mono - swept >= TICK_S:
-                swept = mono
-                self._roster.sweep()
-                self._errands.tick(mono)
-                self._let_in()
-                self._look_at_the_clock(mono)
-            if self._fleet_news and mono >= self._news_at:
-                self._fleet_news = False
-                self._let_in()
-                for uid in self._book.awaiting():
-                    self._queue.add(uid)
+    def _on_fleet_news(self) -> None:
+        self._let_in()
+        self._queue_up(self._book.awaiting())
 
-    def _look_at_the_clock(self, mono: float) -> None:
-        """What waits for a time of day is looked at again when somebody has set the clock."""
-        apart = self._clock() - mono
-        if abs(apart - self._clocks_apart) > CLOCK_STEP_S:
-            for uid in self._book.timed():
-                self._queue.add(uid)
-        self._clocks_apart = apart
+    def _on_clock_set(self) -> None:
+        """What waits for a time of day is looked at again."""
+        self._queue_up(self._book.timed())
+
+    def _queue_up(self, uids: Iterable[str]) -> None:
+        for uid in uids:
+            self._queue.add(uid)
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -334,23 +304,18 @@ class Controller:
                 self._queue.done(uid)
 
     async def _look_at(self, uid: str, bus: HelloBus) -> None:
+        if self._is_left_alone(uid):
+            return
         mail = self._book.collect(uid)
         try:
             decision = await self._ledger.settle(uid, [signal for signal, _ in mail])
-        except RefusedError as error:
-            mono = self._monotonic()
-            for_long = self._book.refused(uid, mail, mono)
-            log.warning("task %s cannot be recorded: %s", uid, error)
-            self._wake(uid, mono + (HOLD_S if for_long else RETRY_S))
-            return
         except StoreUnavailableError as error:
-            log.warning("task %s cannot be recorded now: %s", uid, error)
-            self._book.put_back(uid, mail)
-            self._wake(uid, self._monotonic() + RETRY_S)
+            self._try_later(uid, mail, error)
             return
         except IllegalTransitionError:
             log.exception("task %s: a defect of this program; what it was told is dropped", uid)
             decision = Decision()
+        self._pauses.over(uid)
         self._book.dealt_with(uid, mail)
         task = self._book.get(uid)
         if task is None:
@@ -362,11 +327,29 @@ class Controller:
             self._let_in()
         else:
             self._book.crowd.leave(uid)
-        self._wake(uid, decision.wake)
+        self._rhythm.wake(uid, decision.wake)
         if decision.mark is not None and not task.meta.deleted_at:
             self._queue.add(uid)
         if decision.then:
             await self._carry_out(task, decision.then, bus)
+
+    def _is_left_alone(self, uid: str) -> bool:
+        """Whether it failed not long ago and is as it was."""
+        mono = self._monotonic()
+        left = self._pauses.left(uid, self._book.version(uid), mono, self._book.patience(uid, mono))
+        if left <= 0.0:
+            return False
+        self._book.held_back(uid, mono)
+        self._rhythm.wake(uid, mono + left)
+        return True
+
+    def _try_later(self, uid: str, mail: list[Letter], error: StoreUnavailableError) -> None:
+        mono = self._monotonic()
+        self._book.not_recorded(uid, mail, mono, refused=isinstance(error, RefusedError))
+        due = self._pauses.failed(uid, self._book.version(uid), mono, self._book.patience(uid, mono))
+        log.warning("task %s cannot be recorded, trying again in %.1f s: %s", uid, due - mono, error)
+        self._let_in()
+        self._rhythm.wake(uid, due)
 
     async def _carry_out(self, task: Task, effects: Sequence[Effect], bus: HelloBus) -> None:
         if len(effects) == 1:
@@ -385,7 +368,7 @@ class Controller:
         tells = proplet_id is not None and self._world.tells(proplet_id)
         contact = self._book.contacts(uid).of(proplet_id, task.status.attempt, mono, ask_at=mono)
         signal = await send(effect, contact, bus, self._policy, self._monotonic, tells=tells)
-        self._wake(uid, contact.ask_at if isinstance(effect, SendStart) else contact.stop_at)
+        self._rhythm.wake(uid, contact.ask_at if isinstance(effect, SendStart) else contact.stop_at)
         if contact.stops > 1:  # perhaps it does not hold the task at all: its inventory will tell
             self._errands.ask(mono)
         if signal is not None:

@@ -233,7 +233,7 @@ def _held_back(task: Task, world: World, at: Moment) -> Decision | None:
         return Decision(replace(status, message="it is suspended until spec.suspend is false"), why="Suspended")
     if task.spec.schedule and (due := recurrence.gate(task, at)) is not None:
         return due
-    judgement = judge(task, world.find)
+    judgement = judge(task, world.find, world.circle)
     match judgement.verdict:
         case Verdict.WAIT:
             return Decision(replace(status, message=judgement.message), why="WaitingForDependencies")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from proplet.manager.crd_bounds import DURATION
-from proplet.manager.crd_cel import CelRule, given, rule_of
-from proplet.manager.crd_rules_task import AFTER_DISPATCH, TASK_GROUP_RULE, TASK_SPEC_RULES
+from proplet.manager.crd_cel import OF_STATUS, CelRule, given, rule_of
+from proplet.manager.crd_rules_task import AFTER_DISPATCH, TASK_FIELD_RULES, TASK_GROUP_RULE, TASK_SPEC_RULES
 from proplet.manager.model import WORKS, Kind
 
 # --- Proplets ---------------------------------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ _JOB_RULES: Final = (
 )
 
 _AFTER_START: Final = CelRule(
-    "self.spec == oldSelf.spec || !has(oldSelf.status)"
-    " || (oldSelf.status.phase == 'Pending' && !has(oldSelf.status.startTime))",
+    f"{OF_STATUS} || (oldSelf.status.phase == 'Pending' && !has(oldSelf.status.startTime))"
+    " || self.spec == oldSelf.spec",
     "has started: what it consists of cannot change any more; delete it and apply it again",
     ".spec",
 )
@@ -118,6 +118,7 @@ RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
     **{kind.value: (_AFTER_START,) for kind in WORKS},
     "Task": (AFTER_DISPATCH,),
     "Task.spec": (*TASK_SPEC_RULES, TASK_GROUP_RULE),
+    **{f"Task.{path}": rules for path, rules in TASK_FIELD_RULES.items()},  # also in a job
     "PropellerJob.spec.tasks[]": TASK_SPEC_RULES,
     "PropellerJob.spec": _JOB_RULES,
     "Proplet.spec": _PROPLET_RULES,

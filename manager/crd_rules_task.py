@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from proplet.manager.crd_cel import CelRule, given, is_true, rule_of
+from proplet.manager.crd_cel import OF_STATUS, CelRule, given, is_true, rule_of, text
 from proplet.manager.model import Kind, TaskSpec
 from proplet.manager.reading import Shape, Style
 from proplet.manager.rules_task import EDITABLE
@@ -13,8 +13,8 @@ from proplet.manager.shapes import MapOf, Sequence
 from proplet.manager.vocabulary import TASK_SPEC
 
 
-def _task(name: str, expression: str) -> CelRule:
-    return rule_of(Kind.TASK, name, expression)
+def _task(name: str, expression: str, *, at: str = "spec") -> CelRule:
+    return rule_of(Kind.TASK, name, expression, at=at)
 
 
 def _cron_field(value: str, extra: str = "") -> str:
@@ -35,13 +35,28 @@ _CRON: Final = r"\s+".join(
 CRON: Final = rf"^\s*((CRON_)?TZ=\S*\s+)?{_CRON}\s*$"
 
 NO_NULL: Final = "each of inputs must be a number, a string, true or false, not null"
+# The API server evaluates each of them at every write of a status, too, and every field that one asks for in an object
+# costs as much as that has fields in its schema; so what is about one field stands at that, and is free where it is not
+# given, and none asks twice.
+TASK_FIELD_RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
+    path: tuple(_task(name, expression, at=path) for name, expression in rules.items())
+    for path, rules in {
+        # The four bytes in base64. A fifth follows in every module, the version's, whose first bits are zero.
+        "spec.file": {"file is WebAssembly": "size(self) == 0 || self.startsWith('AGFzbQ')"},
+        "spec.schedule": {"schedule is cron": f"self.matches(r'''{CRON}''')"},
+        "spec.env": {"environment names": "self.all(name, size(name) > 0 && !name.contains('='))"},
+        "spec.envSecrets": {"secret references": "self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))"},
+        "spec.permissions.dirs": {
+            "directories are absolute": "self.all(d, d.host.startsWith('/') && size(d.guest) > 0)"
+        },
+    }.items()
+}
 TASK_SPEC_RULES: Final = (
-    _task("a module is given", f"{given('imageUrl')} || {given('file')}"),
-    _task("only one module is given", f"!({given('imageUrl')} && {given('file')})"),
-    # The four bytes in base64. A fifth follows in every module, the version's, whose first bits are zero.
-    _task("file is WebAssembly", "!has(self.file) || size(self.file) == 0 || self.file.startsWith('AGFzbQ')"),
-    # By way of `dyn`, because without a type for its items CEL does not know the field.
-    CelRule("!has(dyn(self).inputs) || dyn(self).inputs.all(input, input != null)", NO_NULL, ".inputs"),
+    _task("a module is given", f"{text('imageUrl')} != '' || {text('file')} != ''"),
+    _task("only one module is given", f"{text('imageUrl')} == '' || {text('file')} == ''"),
+    # By way of `dyn`, because without a type for its items CEL does not know the field. Where it is missing, the first
+    # part is an error, which the second makes up for.
+    CelRule("dyn(self).inputs.all(input, input != null) || !has(dyn(self).inputs)", NO_NULL, ".inputs"),
     _task("encrypted modules are images", f"!{is_true('encrypted')} || {given('imageUrl')}"),
     _task(
         "broadcast or one proplet",
@@ -49,7 +64,6 @@ TASK_SPEC_RULES: Final = (
     ),
     _task("latent or daemon", f"!({is_true('latent')} && {is_true('daemon')})"),
     _task("recurrence has a schedule", f"!{is_true('isRecurring')} || {given('schedule')}"),
-    _task("schedule is cron", f"!has(self.schedule) || self.schedule.matches(r'''{CRON}''')"),
     _task(
         "one time zone",
         f"""!{given("schedule")} || !{given("timezone")} || !self.schedule.matches(r'^\\s*(CRON_)?TZ=\\S')
@@ -57,21 +71,8 @@ TASK_SPEC_RULES: Final = (
         || self.schedule.trim().startsWith('CRON_TZ=' + self.timezone + ' ')""",
     ),
     _task(
-        "environment names",
-        r"!has(self.env) || self.env.all(name, size(name) > 0 && !name.contains('='))",
-    ),
-    _task(
-        "secret references",
-        "!has(self.envSecrets) || self.envSecrets.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))",
-    ),
-    _task(
         "one source of a variable",
-        "!has(self.env) || !has(self.envSecrets) || self.envSecrets.all(name, !(name in self.env))",
-    ),
-    _task(
-        "directories are absolute",
-        """!has(self.permissions) || !has(self.permissions.dirs)
-        || self.permissions.dirs.all(d, d.host.startsWith('/') && size(d.guest) > 0)""",
+        "!has(self.envSecrets) || !has(self.env) || self.envSecrets.all(name, !(name in self.env))",
     ),
 )
 
@@ -112,9 +113,10 @@ def _unchanged(name: str, shape: Shape) -> str:
 _FROZEN: Final = _frozen()
 
 AFTER_DISPATCH: Final = CelRule(
-    "self.spec == oldSelf.spec || !has(oldSelf.status)"
+    f"{OF_STATUS}"
     " || !((has(oldSelf.status.attempts) && oldSelf.status.attempts > 0)"
     " || oldSelf.status.phase == 'scheduled' || oldSelf.status.phase == 'running')"
+    " || self.spec == oldSelf.spec"
     " || (has(self.spec.isRecurring) && self.spec.isRecurring"
     " && has(oldSelf.spec.isRecurring) && oldSelf.spec.isRecurring)"
     " || (" + " && ".join(f"({expression})" for expression in _FROZEN.values()) + ")",

@@ -8,9 +8,13 @@ proplets; otherwise it joins its line, and is called right away where there is r
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Final
 
 from proplet.manager.model import Task
 from proplet.manager.placement import Fleet, wants
+
+_SLACK: Final = 16
 
 Place = tuple[int, int, str]
 """Priority, negative; when it came; the task's uid."""
@@ -18,11 +22,52 @@ Place = tuple[int, int, str]
 
 @dataclass(slots=True)
 class _Line:
+    """Those who want the same. Who leaves is only struck off `waiting`; its place in the heap goes later."""
+
     sample: Task
-    waiting: list[Place] = field(default_factory=list)
+    waiting: dict[str, Place] = field(default_factory=dict)
     called: dict[str, Place] = field(default_factory=dict)
     fitting: frozenset[str] = frozenset()
     asked_at: int = -1  # which of the fleet's changes `fitting` is as of
+    _places: list[Place] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, place: Place) -> None:
+        """It waits here."""
+        self.waiting[place[2]] = place
+        heapq.heappush(self._places, place)
+
+    def strike(self, uid: str) -> None:
+        """It does not wait any more, nor is it called."""
+        if self.called.pop(uid, None) is None:
+            del self.waiting[uid]
+            self._tidy()
+
+    def first(self) -> Place | None:
+        """Who is next of those that wait."""
+        while self._places:
+            place = self._places[0]
+            if self.waiting.get(place[2]) == place:
+                return place
+            heapq.heappop(self._places)
+        return None
+
+    def call(self) -> str:
+        """Call the next of those that wait, of whom there must be one, and return its uid."""
+        while True:
+            place = heapq.heappop(self._places)
+            uid = place[2]
+            if self.waiting.get(uid) == place:
+                self.called[uid] = self.waiting.pop(uid)
+                return uid
+
+    def _tidy(self) -> None:
+        """Keep the heap about as long as the line: what that costs was paid for by those who left."""
+        if len(self._places) > _SLACK + 2 * len(self.waiting):
+            self._places = list(self.waiting.values())
+            heapq.heapify(self._places)
 
 
 class Crowd:
@@ -43,8 +88,7 @@ class Crowd:
         came = self._at[uid][1][1] if uid in self._at else self._next()
         self.leave(uid)
         place = (-task.spec.priority, came, uid)
-        line = self._lines.setdefault(key, _Line(task))
-        heapq.heappush(line.waiting, place)
+        self._lines.setdefault(key, _Line(task)).add(place)
         self._at[uid] = (key, place)
 
     def leave(self, uid: str) -> None:
@@ -53,11 +97,15 @@ class Crowd:
         if found is None:
             return
         line = self._lines[found[0]]
-        if line.called.pop(uid, None) is None:
-            line.waiting.remove(found[1])
-            heapq.heapify(line.waiting)
+        line.strike(uid)
         if not line.waiting and not line.called:
             del self._lines[found[0]]
+
+    def decline(self, uid: str) -> None:
+        """It cannot come now. If it was called, the place is for others; if it only waits, it goes on waiting."""
+        found = self._at.get(uid)
+        if found is not None and uid in self._lines[found[0]].called:
+            self.leave(uid)
 
     def outranks(self, task: Task) -> bool:
         """Whether somebody who comes before the task waits for a proplet that it may have."""
@@ -69,7 +117,8 @@ class Crowd:
         mine = known[1] if known is not None else (-task.spec.priority, self._came + 1, task.id)
         fitting: tuple[str, ...] | None = None
         for other, line in self._lines.items():
-            first = min((*line.waiting[:1], *line.called.values()), default=None)
+            ahead = line.first()
+            first = min((*line.called.values(), *([] if ahead is None else [ahead])), default=None)
             if first is None or first >= mine:
                 continue
             if fitting is None:
@@ -87,30 +136,29 @@ class Crowd:
             fitting = self._fitting(line)
             if not fitting:
                 while line.waiting:
-                    yield self._called(line)
+                    yield line.call()
             for _ in line.called:
                 _take(free, fitting)
         while (following := self._next_line(free)) is not None:
             _take(free, self._fitting(following))
-            yield self._called(following)
+            yield following.call()
 
     def _next_line(self, free: dict[str, int]) -> _Line | None:
         """The line of the first of all who could have a place."""
         if not free:
             return None
-        lines = [line for line in self._lines.values() if line.waiting and not self._fitting(line).isdisjoint(free)]
-        return min(lines, key=lambda line: line.waiting[0], default=None)
+        lines = [
+            (first, line)
+            for line in self._lines.values()
+            if (first := line.first()) is not None and not self._fitting(line).isdisjoint(free)
+        ]
+        return min(lines, key=itemgetter(0), default=(None, None))[1]
 
     def _fitting(self, line: _Line) -> frozenset[str]:
         """Who fits the tasks of a line. It remembers that: there may be more lines than the fleet has answers for."""
         if line.asked_at != self._fleet.changes:
             line.fitting, line.asked_at = frozenset(self._fleet.fitting(line.sample)), self._fleet.changes
         return line.fitting
-
-    def _called(self, line: _Line) -> str:
-        place = heapq.heappop(line.waiting)
-        line.called[place[2]] = place
-        return place[2]
 
     def _free(self, mono: float) -> dict[str, int]:
         """How many more tasks proplets may have, of those that may have more."""

@@ -1,7 +1,7 @@
 """The Deployments of proplets as the API server has them: listed, watched, and told to the loop that keeps them."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import anyio
@@ -29,6 +29,7 @@ class DeploymentFeed:
         self._on_news = on_news
         self._listed: set[str | None] = set()
         self._found: dict[Key, Document] = {}
+        self._owned: dict[Key, dict[Key, None]] = {}  # by the key of the Proplet
         self._early: set[Key] = set()
 
     async def run(self) -> None:
@@ -48,21 +49,28 @@ class DeploymentFeed:
         """Return one, as it was last told or `learn`ed."""
         return self._found.get(key)
 
-    def of(self, uid: str, namespace: str) -> list[Document]:
-        """Return those that belong to the Proplet with this uid."""
-        return [document for document in self._in(namespace) if owner_uid(document) == uid]
+    def of(self, owner: Key, uid: str) -> list[Document]:
+        """Return those that belong to the Proplet with this key and uid."""
+        return [document for document in self.named(owner) if owner_uid(document) == uid]
 
     def named(self, owner: Key) -> list[Document]:
         """Return those that belong to a Proplet of this name, or did."""
-        found = ((document, owner_of(document)) for document in self._in(owner.namespace))
-        return [document for document, reference in found if reference and reference.get("name") == owner.name]
-
-    def _in(self, namespace: str) -> Iterator[Document]:
-        return (document for key, document in self._found.items() if key.namespace == namespace)
+        return [self._found[key] for key in self._owned.get(owner, ())]
 
     def learn(self, document: Document) -> None:
         """The server answered with this."""
+        self._forget(key_of(document))
         self._found[key_of(document)] = document
+        if (owner := _owner_key(document)) is not None:
+            self._owned.setdefault(owner, {})[key_of(document)] = None
+
+    def _forget(self, key: Key) -> None:
+        document = self._found.pop(key, None)
+        owner = _owner_key(document) if document is not None else None
+        if owner is not None:
+            del self._owned[owner][key]
+            if not self._owned[owner]:
+                del self._owned[owner]
 
     # --- the watch ----------------------------------------------------------------------------------------------------
 
@@ -130,13 +138,12 @@ class DeploymentFeed:
             self._on_news(owner)
 
     def _take(self, document: Document, gone: bool) -> None:
-        key, owner = key_of(document), owner_of(document)
         if gone:
-            self._found.pop(key, None)
+            self._forget(key_of(document))
         else:
-            self._found[key] = document
-        if owner is not None:
-            self._on_news(Key(str(owner.get("name")), key.namespace))
+            self.learn(document)
+        if (owner := _owner_key(document)) is not None:
+            self._on_news(owner)
 
 
 def key_of(document: Document) -> Key:
@@ -150,6 +157,11 @@ def owner_of(document: Document) -> Document | None:
         if reference.get("controller") and reference.get("kind") == "Proplet":
             return cast("Document", reference)
     return None
+
+
+def _owner_key(document: Document) -> Key | None:
+    owner = owner_of(document)
+    return Key(str(owner.get("name")), key_of(document).namespace) if owner is not None else None
 
 
 def owner_uid(document: Document) -> str:

@@ -177,8 +177,7 @@ class Contact:
         From the second time on a reconnect does not: what costs the connection must leave room for others.
         """
         self.broken += 1
-        self.ask_at = mono + min(60.0, pause * 2.0 ** min(self.broken - 1, 5))
-        self.stop_at = mono + 1.0
+        self.ask_at = self.stop_at = mono + min(60.0, pause * 2.0 ** min(self.broken - 1, 5))
 
     def hear(self, mono: float, policy: Policy, *, ended: bool = False) -> None:
         """The proplet holds it. Inventories are asked for all the time, so its word holds for a few of them only.
@@ -202,6 +201,7 @@ class Contact:
     def stopped(self, mono: float, policy: Policy, *, tells: bool) -> None:
         """The stop was taken by the broker."""
         self.stops += 1
+        self.broken = 0
         self.stop_at = mono + (policy.confirm_s * 2.0 ** min(self.stops - 1, 4) if tells else policy.silent_stop_s)
 
 

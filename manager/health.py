@@ -1,21 +1,23 @@
 """``/healthz``, ``/readyz`` and ``/metrics`` over HTTP, for probes and Prometheus.
 
-A few lines instead of the HTTP API's framework, which would cost a manager without that API 5 MB. It reads nothing but
-a GET's first line, answers once and closes; what is sent to it cannot change anything.
+A few lines instead of the HTTP API's framework, which would cost a manager without that API 5 MB. It reads of a
+GET its first line and who asks, answers once and closes; what is sent to it cannot change anything.
 """
 
 import logging
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
+
+from proplet.manager.health_guard import Caller, FileError, Guard, Kept, kept_certificate
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
 _WORDS: Final = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     500: "Internal Server Error",
@@ -59,13 +63,14 @@ def metrics_page(lines: Callable[[], str]) -> Page:
 class Site:
     """Where pages are served: host ("" for every one), port (0 for a free one) and, for TLS, certificate and key.
 
-    `patience_s` is how long a request may take.
+    `guards` are asked before their pages; `patience_s` is how long a request may take.
     """
 
     host: str
     port: int
     pages: Mapping[str, Page]
     certificate: tuple[str, str] | None = None
+    guards: Mapping[str, Guard] = field(default_factory=dict)
     setting: str = ""
     patience_s: float = PATIENCE_S
 
@@ -78,10 +83,12 @@ async def open_site(site: Site) -> AsyncIterator[int]:
         HealthError: the address or the certificate cannot be used.
     """
     try:
-        tls = _tls(site.certificate) if site.certificate else None
+        tls = kept_certificate(site.certificate) if site.certificate else None
         # One socket for both families where there are both ("" is every address).
         listener = await anyio.create_tcp_listener(local_host=site.host or None, local_port=site.port)
-    except (OSError, ssl.SSLError) as error:
+    except FileError as error:
+        raise HealthError(f"the certificate for {', '.join(site.pages)} cannot be used: {error}") from error
+    except OSError as error:
         where = f"{site.host}:{site.port}"
         raise HealthError(f"{where} cannot be listened on ({error}): choose another {site.setting}, or 0") from error
     async with listener, anyio.create_task_group() as tasks:
@@ -90,14 +97,8 @@ async def open_site(site: Site) -> AsyncIterator[int]:
         tasks.cancel_scope.cancel()
 
 
-def _tls(files: tuple[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(*files)
-    return context
-
-
 async def _serve(
-    site: Site, tls: ssl.SSLContext | None, open_ones: deque[anyio.CancelScope], raw: SocketStream
+    site: Site, tls: Kept[ssl.SSLContext] | None, open_ones: deque[anyio.CancelScope], raw: SocketStream
 ) -> None:
     async with raw:
         try:
@@ -108,8 +109,11 @@ async def _serve(
                 open_ones.append(scope)
                 stream: ByteStream = raw
                 if tls is not None:
-                    stream = await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
-                await stream.send(_response(site.pages, await _request(stream)))
+                    stream = await TLSStream.wrap(
+                        raw, server_side=True, ssl_context=tls.get(), standard_compatible=False
+                    )
+                peer = raw.extra(SocketAttribute.remote_address, ("", 0))  # noqa: S610 - no Django here
+                await stream.send(_response(site, await _request(stream), str(peer[0])))
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
             pass  # it went away
         finally:
@@ -118,22 +122,28 @@ async def _serve(
 
 
 async def _request(stream: ByteStream) -> bytes:
-    """Return a request's first line, after its head has been read, so that closing does not reset the connection."""
+    """Return a request's head, all of it, so that closing does not reset the connection."""
     head = b""
     while b"\r\n\r\n" not in head and len(head) < _MOST:
         head += await stream.receive(_MOST)
-    return head.partition(b"\r\n")[0]
+    return head.partition(b"\r\n\r\n")[0]
 
 
-def _response(pages: Mapping[str, Page], line: bytes) -> bytes:
+def _response(site: Site, head: bytes, peer: str) -> bytes:
+    line, *headers = head.split(b"\r\n")
     parts = line.decode("latin-1").split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
         return _page(400, Answer("this is no HTTP/1 request\n"))
     if parts[0] not in ("GET", "HEAD"):
         return _page(405, Answer("only GET\n"))
-    page = pages.get(parts[1].partition("?")[0])
+    path = parts[1].partition("?")[0]
+    page = site.pages.get(path)
     if page is None:
-        return _page(404, Answer(f"here are {', '.join(pages)}\n"))
+        return _page(404, Answer(f"here are {', '.join(site.pages)}\n"))
+    guard = site.guards.get(path)
+    refusal = guard.refusal(Caller(peer, _authorization(headers))) if guard is not None else None
+    if refusal is not None:
+        return _page(refusal[0], Answer(refusal[1]))
     try:
         answer = page()
     except Exception:
@@ -142,10 +152,19 @@ def _response(pages: Mapping[str, Page], line: bytes) -> bytes:
     return _page(200 if answer.ok else 503, answer, body=parts[0] == "GET")
 
 
+def _authorization(headers: Sequence[bytes]) -> bytes:
+    for header in headers:
+        name, _, value = header.partition(b":")
+        if name.lower() == b"authorization":
+            return value.strip()
+    return b""
+
+
 def _page(status: int, answer: Answer, *, body: bool = True) -> bytes:
     data = answer.text.encode()
+    challenge = "WWW-Authenticate: Bearer\r\n" if status == 401 else ""
     head = (
         f"HTTP/1.1 {status} {_WORDS[status]}\r\nContent-Type: {answer.content_type}\r\nContent-Length: {len(data)}\r\n"
-        "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n{challenge}\r\n"
     )
     return head.encode() + (data if body else b"")

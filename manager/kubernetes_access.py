@@ -96,13 +96,18 @@ class Sockets:
         if connection is not None:
             _cut(connection)
 
+    def cut_all(self) -> None:
+        """End what every thread waits for now."""
+        with self._lock:
+            connections = list(self._open.values())
+        for connection in connections:
+            _cut(connection)
+
     def close(self) -> None:
         """End what every thread waits for, for good."""
         with self._lock:
             self.closed = True
-            connections = list(self._open.values())
-        for connection in connections:
-            _cut(connection)
+        self.cut_all()
 
 
 def _cut(connection: Any) -> None:

@@ -184,6 +184,15 @@ class KubernetesApi:
                         raise event_error(event.get("object"), what)
                 yield events
 
+    @property
+    def heard_at(self) -> float:
+        """When something came from the server last, in monotonic seconds; at first, when this was made."""
+        return self._transport.heard_at
+
+    def cut(self) -> None:
+        """End every connection, as it may be dead; a write that waits for its answer may have been carried out."""
+        self._transport.cut()
+
     def close(self) -> None:
         """Close the sockets: whatever still waits on one fails at once, and nothing is sent any more."""
         self._transport.close()

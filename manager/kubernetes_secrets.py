@@ -3,9 +3,10 @@
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from proplet.manager.kubernetes_api import Collection, KubernetesApi
+from proplet.manager.kubernetes_api import Collection, Document, KubernetesApi
 from proplet.manager.ports import NotFoundError, RefusedError
 
 SECRETS: Final = Collection("", "v1", "secrets", "Secret")
@@ -27,6 +28,20 @@ class SecretRefusedError(SecretError):
     """The manager may not read it."""
 
 
+@dataclass(frozen=True, slots=True)
+class SecretFacts:
+    """What a Secret is, without its values."""
+
+    keys: tuple[str, ...]
+    labels: Mapping[str, str]
+
+
+async def describe_secret(api: KubernetesApi, namespace: str, name: str) -> SecretFacts:
+    """Return keys and labels of a Secret; raises as `read_secret`."""
+    secret = await _get(api, namespace, name)
+    return SecretFacts(tuple(secret.get("data") or ()), secret["metadata"].get("labels") or {})
+
+
 async def read_secret(api: KubernetesApi, namespace: str, name: str) -> Mapping[str, bytes]:
     """Return the values of a Secret by key.
 
@@ -34,15 +49,7 @@ async def read_secret(api: KubernetesApi, namespace: str, name: str) -> Mapping[
         SecretNotFoundError: there is none. SecretRefusedError: it may not be read.
         StoreUnavailableError: the API server cannot be reached.
     """
-    try:
-        secret = await api.run(api.get, SECRETS, namespace, name)
-    except NotFoundError as error:
-        raise SecretNotFoundError(f"there is no Secret {namespace}/{name}; create it") from error
-    except RefusedError as error:
-        raise SecretRefusedError(
-            f"the Secret {namespace}/{name} may not be read; allow `get` of secrets in a Role: {error}"
-        ) from error
-    data = secret.get("data")
+    data = (await _get(api, namespace, name)).get("data")
     return {key: _value(value, f"{namespace}/{name}", key) for key, value in (data or {}).items()}
 
 
@@ -57,6 +64,17 @@ async def read_secret_key(api: KubernetesApi, namespace: str, name: str, key: st
         there = ", ".join(sorted(values)) or "none"
         raise SecretKeyNotFoundError(f"the Secret {namespace}/{name} has no key {key!r}; it has {there}")
     return values[key]
+
+
+async def _get(api: KubernetesApi, namespace: str, name: str) -> Document:
+    try:
+        return await api.run(api.get, SECRETS, namespace, name)
+    except NotFoundError as error:
+        raise SecretNotFoundError(f"there is no Secret {namespace}/{name}; create it") from error
+    except RefusedError as error:
+        raise SecretRefusedError(
+            f"the Secret {namespace}/{name} may not be read; allow `get` of secrets in a Role: {error}"
+        ) from error
 
 
 def _value(value: Any, secret: str, key: str) -> bytes:

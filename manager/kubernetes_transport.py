@@ -73,6 +73,7 @@ class Transport:
         self._sockets = sockets
         self._known_credentials: Mapping[str, str] = {}
         self._credentials_until = -math.inf
+        self.heard_at = time.monotonic()  # when something came last
 
     def ask(self, request: Request) -> Document:
         """Send a request and return the answer.
@@ -107,6 +108,7 @@ class Transport:
             try:
                 yield []
                 for lines in _lines(response.response, request.what):
+                    self.heard_at = time.monotonic()
                     yield [_object(line, request.what) for line in lines]
             finally:
                 response.response.close()
@@ -135,7 +137,9 @@ class Transport:
         # Past the client's serialization, which copies documents that are plain already.
         headers.update(self._credentials())
         url = self._client.configuration.host + path
-        return self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
+        response = self._client.call_api(request.method, url, headers, body, _request_timeout=timeout)
+        self.heard_at = time.monotonic()
+        return response
 
     def _credentials(self) -> Mapping[str, str]:
         """The headers that say who we are. A token is asked for every few seconds: it may be replaced at any time."""
@@ -144,6 +148,11 @@ class Transport:
             serialized = self._client.param_serialize("GET", "/", header_params={}, auth_settings=["BearerToken"])
             self._known_credentials, self._credentials_until = serialized[2], now + _CREDENTIALS_S
         return self._known_credentials
+
+    def cut(self) -> None:
+        """End whatever waits on a connection; what comes after takes new ones."""
+        self._sockets.cut_all()
+        self._client.rest_client.pool_manager.clear()
 
     def close(self) -> None:
         """Close the sockets: whatever still waits on one fails at once, and nothing is sent any more."""

@@ -7,7 +7,7 @@ recorded with the version that was decided over, and announced. What is to be se
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, cast
+from typing import cast
 
 from proplet.manager import outcome
 from proplet.manager.announcer import Announcer
@@ -16,6 +16,7 @@ from proplet.manager.core import UNDER_WAY, settle
 from proplet.manager.deletion import with_mark
 from proplet.manager.exchange import Decision, Moment, Signal
 from proplet.manager.model import Kind, Task
+from proplet.manager.pauses import Pauses
 from proplet.manager.ports import (
     ConflictError,
     NotFoundError,
@@ -26,8 +27,6 @@ from proplet.manager.ports import (
 from proplet.manager.world import World
 
 log = logging.getLogger(__name__)
-
-RETRY_S: Final = 1.0
 
 
 class Ledger:
@@ -42,6 +41,7 @@ class Ledger:
         *,
         now: Callable[[], Moment],
         announcer: Announcer,
+        pauses: Pauses,
     ) -> None:
         self._store = store
         self._book = book
@@ -49,6 +49,11 @@ class Ledger:
         self._now = now
         self._learn = learn
         self._announcer = announcer
+        self._pauses = pauses  # of the marks
+
+    def forget(self, uid: str) -> None:
+        """It was deleted."""
+        self._pauses.over(uid)
 
     async def settle(self, uid: str, signals: Sequence[Signal]) -> Decision:
         """Decide about a task and record that; return what is left to do. Raises StoreUnavailableError."""
@@ -73,14 +78,22 @@ class Ledger:
             self._announcer.task(task, recorded)
         elif decision.delete:
             await self._store.delete(Kind.TASK, task.meta.key, task.meta.version)
-        if decision.mark is None:
-            return decision
+        return decision if decision.mark is None else await self._marked(task.id, decision, marked=decision.mark)
+
+    async def _marked(self, uid: str, decision: Decision, *, marked: bool) -> Decision:
+        """Put the mark, or say when that is to be tried again."""
+        mono, version = self._now().mono, self._book.version(uid)
+        left = self._pauses.left(uid, version, mono)
+        if left > 0.0:
+            return replace(decision, mark=None, wake=min(decision.wake, mono + left))
         try:
-            await self._mark(task.id, marked=decision.mark)
+            await self._mark(uid, marked=marked)
         except StoreUnavailableError as error:
             # What was told is in the record already: it must not be told again. Only the mark is still to be put.
-            log.warning("task %s cannot be marked now: %s", task.meta.key, error)
-            return replace(decision, mark=None, wake=min(decision.wake, self._now().mono + RETRY_S))
+            due = self._pauses.failed(uid, version, mono)
+            log.warning("task %s cannot be marked, trying again in %.1f s: %s", uid, due - mono, error)
+            return replace(decision, mark=None, wake=min(decision.wake, due))
+        self._pauses.over(uid)
         return decision
 
     async def _record(self, task: Task) -> Task:

@@ -81,11 +81,15 @@ def _measure(value: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A value as it was written: `size` counts the values in it and `height` its levels, aliases spelled out."""
+    """A value as it was written: `size` counts the values in it and `height` its levels, aliases spelled out.
+
+    `merges` is a bare ``<<``, which as a key would take the fields of another mapping; quoted it is a key like others.
+    """
 
     plain: Any
     size: int = 1
     height: int = 0
+    merges: bool = False
 
 
 _NO_KEY: Final = object()
@@ -112,12 +116,12 @@ class _Collection:
                 raise TextError(
                     f"a key must be a word, not {'an object' if isinstance(item, dict) else 'a list'}{where}"
                 )
+            if value.merges:
+                raise TextError(f"merge keys (<<) are not supported{where}; write the fields out")
             if item in self.plain:
                 raise TextError(f"the key {item!r} is there twice{where}; remove one")
             self.key = item
         else:
-            if self.key == "<<":
-                raise TextError(f"merge keys (<<) are not supported{where}; write the fields out")
             self.plain[self.key] = item
             self.key = _NO_KEY
 
@@ -166,7 +170,8 @@ class _Builder:
                 done = self._open.pop()
                 self._take(_Value(done.plain, done.size, done.height + 1), done.anchor, 1, where)
             elif isinstance(event, yaml.ScalarEvent):
-                self._take(_Value(_scalar(event, where)), event.anchor, 1, where)
+                bare = event.value == "<<" and event.tag is None and event.implicit[0]
+                self._take(_Value(_scalar(event, where), merges=bare), event.anchor, 1, where)
             elif isinstance(event, yaml.AliasEvent):
                 known = self._anchors.get(event.anchor or "")
                 if known is None:

@@ -20,6 +20,7 @@ _TLS_FILES: Final = (
     ("tls.crt", "PROPLET_MQTT_TLS_CLIENT_CERT"),
     ("tls.key", "PROPLET_MQTT_TLS_CLIENT_KEY"),
 )
+_STATE_SIZE, _TMP_SIZE = "2Gi", "256Mi"  # a pod that fills its node's disk would take others with it
 _DURATIONS: Final = frozenset({"livelinessInterval", "metricsInterval"})
 
 Document = dict[str, Any]
@@ -64,7 +65,10 @@ def pod_of(spec: PropletSpec, identity: Identity, tls_keys: Sequence[str]) -> Do
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": [{"name": "state", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        "volumes": [
+            {"name": "state", "emptyDir": {"sizeLimit": spec.resources.custom.get("ephemeral-storage", _STATE_SIZE)}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": _TMP_SIZE}},
+        ],
         "terminationGracePeriodSeconds": 30,
     }
     if tls:

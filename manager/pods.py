@@ -11,10 +11,11 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 import anyio
+from anyio.abc import TaskGroup
 
 from proplet.manager.conditions import settled
 from proplet.manager.deployment_feed import (
@@ -35,15 +36,15 @@ from proplet.manager.deployments import (
     plan,
     replicas_wanted,
     seen,
-    sibling,
     sibling_of,
 )
 from proplet.manager.kubernetes_api import Document, KubernetesApi
-from proplet.manager.kubernetes_secrets import SecretError, read_secret
 from proplet.manager.model import Condition, Key, Kind, Proplet
+from proplet.manager.pod_grants import Grants, Refusal
+from proplet.manager.pod_secrets import PodSecrets
+from proplet.manager.pod_siblings import Siblings
 from proplet.manager.pod_template import Identity, tls_keys_in
 from proplet.manager.ports import (
-    AlreadyExistsError,
     ChangeType,
     Clock,
     ConflictError,
@@ -63,14 +64,16 @@ MANAGER: Final = "proplet-manager"
 APPLY: Final = "application/apply-patch+yaml"
 WORKERS: Final = 4
 AGAIN_S: Final = 30.0  # Secrets are not watched: who waits for one is looked at again after this
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0  # after a conflict, and after one conflict upon another
 
 
 @dataclass(frozen=True, slots=True)
 class PodSettings:
-    """Which API group the Proplets are of, and the namespaces that are seen; none are all."""
+    """Which API group the Proplets are of, the namespaces that are seen (none are all), and what Proplets may name."""
 
     group: str
     namespaces: tuple[str, ...] = ()
+    grants: Grants = field(default_factory=Grants)
 
 
 class Pods:
@@ -91,9 +94,14 @@ class Pods:
         self._clock = clock
         self._queue = WorkQueue()
         self._feed = DeploymentFeed(api, settings.namespaces or (None,), lambda owner: self._queue.add(_name(owner)))
-        self._applied: dict[Key, tuple[tuple[str, int], str]] = {}  # the generation and what was asked for
-        self._told: set[tuple[str, str]] = set()  # events, by the Proplet's uid and reason
+        self._secrets = PodSecrets(api, settings.grants)
+        self._siblings = Siblings(store)
+        # By Proplet and Deployment: its generation, and what was asked for.
+        self._applied: dict[Key, dict[Key, tuple[tuple[str, int], str]]] = {}
+        self._told: dict[str, set[str]] = {}  # events, by the Proplet's uid
         self._waiting: set[str] = set()
+        self._conflicts: dict[str, int] = {}  # one after another, by name
+        self._pausing: set[str] = set()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -102,7 +110,7 @@ class Pods:
             tasks.start_soon(self._look_again)
             tasks.start_soon(self._feed.run)
             for _ in range(WORKERS):
-                tasks.start_soon(self._work)
+                tasks.start_soon(self._work, tasks)
 
     # --- what is watched ----------------------------------------------------------------------------------------------
 
@@ -110,8 +118,10 @@ class Pods:
         while True:
             try:
                 listing = await self._store.list(Kind.PROPLET)
-                for proplet in listing.items:
-                    self._changed(cast("Proplet", proplet))
+                proplets = [cast("Proplet", item) for item in listing.items]
+                self._siblings.take_all(proplets)
+                for proplet in proplets:
+                    self._changed(proplet)
                 async with aclosing(cast("Any", self._store.watch(Kind.PROPLET, listing.version))) as changes:
                     async for change in changes:
                         self._changed(cast("Proplet", change.resource), gone=change.type is ChangeType.DELETED)
@@ -122,28 +132,40 @@ class Pods:
 
     def _changed(self, proplet: Proplet, *, gone: bool = False) -> None:
         key = proplet.meta.key
-        if proplet.spec.type != "k8s" and not self._feed.of(proplet.meta.uid, key.namespace):
-            return
+        self._siblings.take(proplet, gone=gone)
         if gone:
-            self._told = {told for told in self._told if told[0] != proplet.meta.uid}
+            self._told.pop(proplet.meta.uid, None)
+            self._secrets.forget(proplet.meta.uid)
+        if proplet.spec.type != "k8s" and not self._feed.of(key, proplet.meta.uid):
+            return
         owner = sibling_of(proplet)
         self._queue.add(_name(Key(owner, key.namespace) if owner else key))
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
-    async def _work(self) -> None:
+    async def _work(self, tasks: TaskGroup) -> None:
         while True:
             name = await self._queue.take()
             try:
                 await self._look_at(Key(*name.split("/", 1)[::-1]))
                 self._waiting.discard(name)
+                self._conflicts.pop(name, None)
             except ConflictError:
-                self._queue.add(name)
+                before = self._conflicts.get(name, 0)
+                self._conflicts[name] = before + 1
+                if name not in self._pausing:
+                    self._pausing.add(name)
+                    tasks.start_soon(self._after_pause, name, pause_after(before))
             except StoreError as error:
                 log.warning("the Deployments of Proplet %s cannot be kept now: %s", name, error)
                 self._waiting.add(name)
             finally:
                 self._queue.done(name)
+
+    async def _after_pause(self, name: str, pause_s: float) -> None:
+        await anyio.sleep(pause_s)
+        self._pausing.discard(name)
+        self._queue.add(name)
 
     async def _look_again(self) -> None:
         slow = 0.0
@@ -163,17 +185,25 @@ class Pods:
         except NotFoundError:
             self._waiting.discard(f"?{_name(key)}")
             await self._remove(key, uid=None, beyond=0)
-            self._applied = {name: done for name, done in self._applied.items() if self._feed.get(name) is not None}
+            self._applied.pop(key, None)
             return
         if sibling_of(proplet) is not None:
             return
         if proplet.spec.type != "k8s" or proplet.meta.deleted_at:
             await self._remove(key, proplet.meta.uid, beyond=0)
             return
-        secrets = await self._secrets(proplet)
+        reading = await self._secrets.read(proplet)
+        if reading.refusal is not None:  # what runs already stays as it is
+            self._waiting.add(f"?{_name(key)}")
+            self._tell(proplet, reading.refusal.reason, reading.refusal.message)
+            await self._show(proplet, "", reading.refusal)
+            return
+        secrets = reading.secrets
+        for text in reading.missing:
+            self._tell(proplet, "SecretMissing", text)
         unknown = secrets.tls is None or secrets.identities is None
         wanted = plan(proplet, secrets)
-        if wanted.problem or unknown:
+        if wanted.problem or unknown or reading.missing:
             self._waiting.add(f"?{_name(key)}")
             if wanted.problem:
                 self._tell(proplet, "IdentitiesMissing", wanted.problem)
@@ -182,32 +212,21 @@ class Pods:
         if own_identity(proplet).plain:
             text = "the key stands in the Proplet and in its pod for all to read: use apiKeySecretRef"
             self._tell(proplet, "KeyInline", text)
-        refused = ""
+        refused: Refusal | None = None
         for replica, identity in enumerate(wanted.identities):
             try:
                 await self._apply(proplet, replica, identity, secrets)
             except RefusedError as error:
-                refused = str(error)
+                refused = Refusal("DeploymentRefused", str(error))
                 self._waiting.add(f"?{_name(key)}")
-                self._tell(proplet, "DeploymentRefused", refused)
+                self._tell(proplet, refused.reason, refused.message)
         if not wanted.problem or secrets.identities is not None:  # who cannot be read is not who is to go
             await self._remove(key, proplet.meta.uid, beyond=len(wanted.identities))
-            await self._keep_siblings(proplet, wanted.identities)
+            for taken in await self._siblings.keep(proplet, wanted.identities):
+                self._waiting.add(f"?{_name(key)}")
+                text = f"there is another Proplet {taken}: no Task is placed on the replica of that name"
+                self._tell(proplet, "NameTaken", text)
         await self._show(proplet, wanted.problem, refused)
-
-    async def _secrets(self, proplet: Proplet) -> Secrets:
-        async def keys(field: str) -> tuple[str, ...] | None:
-            name = str((proplet.spec.k8s.get(field) or {}).get("name", ""))
-            if not name:
-                return ()
-            try:
-                return tuple(await read_secret(self._api, proplet.meta.namespace, name))
-            except SecretError as error:
-                self._waiting.add(f"?{_name(proplet.meta.key)}")
-                self._tell(proplet, "SecretMissing", str(error))
-                return None
-
-        return Secrets(await keys("identitiesSecretRef"), await keys("tlsSecretRef"))
 
     async def _apply(self, proplet: Proplet, replica: int, identity: Identity, secrets: Secrets) -> None:
         key = Key(deployment_name(proplet.meta.name, replica), proplet.meta.namespace)
@@ -215,6 +234,7 @@ class Pods:
             secrets = replace(secrets, tls=tls_keys_in(self._feed.get(key)))
         document = deployment(proplet, replica, identity, secrets, self._api_version)
         asked = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        applied = self._applied.setdefault(proplet.meta.key, {})
         live = self._feed.get(key)
         if live is None:
             live = await self._existing(key)
@@ -223,17 +243,17 @@ class Pods:
                 raise RefusedError(
                     f"the Deployment {key} belongs to something else: rename the Proplet, or delete that"
                 )
-            if self._applied.get(key) == (generation_of(live), asked):
+            if applied.get(key) == (generation_of(live), asked):
                 return
             if live["spec"]["selector"] != document["spec"]["selector"]:  # the reference's; a selector never changes
-                await self._delete(live)
+                await self._delete(proplet.meta.key, live)
                 raise StoreUnavailableError(f"the Deployment {key} is made anew")
         query = {"fieldManager": MANAGER, "force": "true"}
         path, what = DEPLOYMENTS.path(key.namespace, key.name), f"apply Deployment {key}"
         done = await self._api.run(
             self._api.request, "PATCH", path, document, query=query, content_type=APPLY, what=what
         )
-        self._applied[key] = (generation_of(done), asked)
+        applied[key] = (generation_of(done), asked)
         self._feed.learn(done)
 
     async def _existing(self, key: Key) -> Document | None:
@@ -246,59 +266,35 @@ class Pods:
         """Delete the Deployments of a Proplet for replicas from `beyond` on; `uid` None is a Proplet that is gone."""
         for document in self._feed.named(key):
             if uid is None or owner_uid(document) != uid or replica_of(document) >= beyond:
-                await self._delete(document)
+                await self._delete(key, document)
 
-    async def _delete(self, document: Document) -> None:
+    async def _delete(self, owner: Key, document: Document) -> None:
         key = key_of(document)
         with suppress(NotFoundError):
             await self._api.run(self._api.delete, DEPLOYMENTS, key.namespace, key.name, uid=document["metadata"]["uid"])
-        self._applied.pop(key, None)
-
-    async def _keep_siblings(self, proplet: Proplet, identities: Sequence[Identity]) -> None:
-        """The Proplet resources of further replicas: as many as there are, and as they are to be."""
-        wanted = dict[str, Proplet]()
-        for replica, identity in enumerate(identities[1:], start=1):
-            made = sibling(proplet, replica, identity)
-            wanted[made.meta.name] = made
-        for item in (await self._store.list(Kind.PROPLET)).items:
-            other = cast("Proplet", item)
-            owner = other.meta.owner
-            if sibling_of(other) is None or owner is None or owner.uid != proplet.meta.uid:
-                continue
-            if other.meta.name not in wanted:
-                await self._store.delete(Kind.PROPLET, other.meta.key)
-            elif (spec := wanted.pop(other.meta.name).spec) != other.spec:
-                await self._store.put(replace(other, spec=spec))
-        for made in wanted.values():
-            try:
-                await self._store.create(made)
-            except AlreadyExistsError:
-                self._waiting.add(f"?{_name(proplet.meta.key)}")
-                text = f"there is another Proplet {made.meta.name}: no Task is placed on the replica of that name"
-                self._tell(proplet, "NameTaken", text)
+        self._applied.get(owner, {}).pop(key, None)
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
-    async def _show(self, proplet: Proplet, problem: str, refused: str) -> None:
+    async def _show(self, proplet: Proplet, problem: str, refused: Refusal | None) -> None:
         """Record what the Deployments show, of the Proplet and of each further replica."""
-        namespace, uid = proplet.meta.namespace, proplet.meta.uid
-        found = self._feed.of(uid, namespace)
+        found = self._feed.of(proplet.meta.key, proplet.meta.uid)
         await self._record(proplet.meta.key, found, replicas_wanted(proplet), problem, refused)
-        for item in (await self._store.list(Kind.PROPLET)).items:
-            other = cast("Proplet", item)
-            if other.meta.owner is not None and other.meta.owner.uid == uid and sibling_of(other) is not None:
-                own = [d for d in found if str(replica_of(d)) == other.meta.labels.get(REPLICA_LABEL)]
-                await self._record(other.meta.key, own, 1, "", "")
+        for other in await self._siblings.of(proplet.meta.uid):
+            own = [d for d in found if str(replica_of(d)) == other.meta.labels.get(REPLICA_LABEL)]
+            await self._record(other.meta.key, own, 1, "", None)
 
-    async def _record(self, key: Key, found: Sequence[Document], wanted: int, problem: str, refused: str) -> None:
+    async def _record(
+        self, key: Key, found: Sequence[Document], wanted: int, problem: str, refused: Refusal | None
+    ) -> None:
         try:
             proplet = cast("Proplet", await self._store.get(Kind.PROPLET, key))
         except NotFoundError:
             return
         wall, status = self._clock(), proplet.status
         replicas, shown = seen(found, wanted, problem, wall)
-        if refused:
-            shown = [Condition("Ready", False, "DeploymentRefused", refused), *shown[1:]]
+        if refused is not None:
+            shown = [Condition("Ready", False, refused.reason, refused.message), *shown[1:]]
         ours = {condition.type for condition in shown}
         others = [condition for condition in status.conditions if condition.type not in ours]
         conditions = settled([*shown, *others], status.conditions, wall)
@@ -308,9 +304,15 @@ class Pods:
 
     def _tell(self, proplet: Proplet, reason: str, message: str) -> None:
         """Say it once as an event; the condition goes on saying it."""
-        if self._events is not None and (proplet.meta.uid, f"{reason} {message}") not in self._told:
-            self._told.add((proplet.meta.uid, f"{reason} {message}"))
+        told = self._told.setdefault(proplet.meta.uid, set())
+        if self._events is not None and f"{reason} {message}" not in told:
+            told.add(f"{reason} {message}")
             self._events.emit(proplet, reason, message, warning=True)
+
+
+def pause_after(conflicts: int) -> float:
+    """How long, in seconds, to wait after a conflict that came upon so many others."""
+    return float(min(FIRST_PAUSE_S * 2 ** min(conflicts, 16), LONGEST_PAUSE_S))
 
 
 def _name(key: Key) -> str:

@@ -248,6 +248,10 @@ class Registry:
         entry = self._entries.get(proplet_id)
         return None if entry is None else (entry.proplet, entry.recorded)
 
+    def recorded(self) -> list[Proplet]:
+        """Return every record that is known, also of those it cannot work with."""
+        return [entry.proplet for entry in self._entries.values() if entry.recorded] + list(self._refused.values())
+
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def sweep(self, at: Moment) -> Iterator[str]:

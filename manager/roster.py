@@ -6,22 +6,23 @@ change (labels, a declared description) come back by watching.
 
 import logging
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import anyio
 
 from proplet.agent.wire import Alive, Discovery, PropletMetrics
 from proplet.manager.announcer import Announcer
 from proplet.manager.exchange import Moment
+from proplet.manager.following import follow
 from proplet.manager.model import Key, Kind, Meta, Proplet, PropletSpec
 from proplet.manager.participation import name_of
 from proplet.manager.ports import (
     AlreadyExistsError,
+    Change,
     ChangeType,
     ConflictError,
-    GoneError,
     NotFoundError,
     RefusedError,
     Store,
@@ -64,7 +65,12 @@ class Roster:
 
     async def load(self) -> None:
         """Take over every record there is. Raises StoreError."""
+        before = self._registry.recorded()  # what is made while it is listed may be missing there
         listing = await self._store.list(Kind.PROPLET)
+        there = {proplet.meta.uid for proplet in listing.items}
+        for known in before:
+            if known.meta.uid not in there:
+                self._forget(known)
         for proplet in listing.items:
             self._learn(cast("Proplet", proplet))
         self._version = listing.version
@@ -72,7 +78,7 @@ class Roster:
     async def run(self) -> None:
         """Keep records and registry in step, for ever."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch)
+            tasks.start_soon(follow, self._store, Kind.PROPLET, lambda: self._version, self._on_change, self.load)
             for _ in range(WRITERS):
                 tasks.start_soon(self._write)
 
@@ -108,22 +114,13 @@ class Roster:
 
     # --- records ------------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with aclosing(cast("Any", self._store.watch(Kind.PROPLET, self._version))) as changes:
-                    async for change in changes:
-                        self._version = change.version
-                        proplet = cast("Proplet", change.resource)
-                        if change.type is ChangeType.DELETED:
-                            self._forget(proplet)
-                        else:
-                            self._learn(proplet)
-            except GoneError:
-                await self.load()
-            except StoreUnavailableError as error:
-                log.warning("proplets cannot be watched, trying again: %s", error)
-                await anyio.sleep(RETRY_S)
+    def _on_change(self, change: Change) -> None:
+        self._version = change.version
+        proplet = cast("Proplet", change.resource)
+        if change.type is ChangeType.DELETED:
+            self._forget(proplet)
+        else:
+            self._learn(proplet)
 
     def _learn(self, proplet: Proplet) -> None:
         if self._registry.has(proplet):

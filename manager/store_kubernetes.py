@@ -33,7 +33,7 @@ from proplet.manager.store_kubernetes_document import (
     not_installed,
     put_patch,
     read,
-    record_patch,
+    status_write,
 )
 from proplet.manager.store_kubernetes_watch import Reflector
 from proplet.manager.store_table import missing
@@ -134,13 +134,18 @@ class KubernetesStore:
         collection = self._collections[resource.kind]
         current = await self._current(resource)
         patch = put_patch(current, resource, collection)
-        return current if patch is None else await self._patch(current, patch, "")
+        if patch is None:
+            return current
+        return self._settled(read(await self._patch(current, patch), collection))
 
     async def record(self, resource: Resource) -> Resource:
         """Write the status. Raises ConflictError, NotFoundError, StoreUnavailableError."""
         current = await self._current(resource)
-        patch = record_patch(current, resource, round(self._clock(), 6))
-        return current if patch is None else await self._patch(current, patch, "status")
+        write = status_write(current, resource, round(self._clock(), 6))
+        if write is None:
+            return current
+        answer = await self._patch(current, write.patch, "status")
+        return self._settled(write.read(answer, self._collections[resource.kind]))
 
     async def delete(self, kind: Kind, key: Key, version: int | None = None) -> Resource:
         """Remove one. Raises NotFoundError, ConflictError, StoreUnavailableError."""
@@ -193,20 +198,16 @@ class KubernetesStore:
             raise missing(kind, str(key)) from error
         return self._learn(answer)
 
-    async def _patch(self, current: Resource, patch: Document, part: str) -> Resource:
+    async def _patch(self, current: Resource, patch: Document, part: str = "") -> Document:
         collection, cache, key = self._collections[current.kind], self._caches[current.kind], current.meta.key
         try:
-            answer = await self._call(self._api.patch, collection, key.namespace, key.name, patch, part=part)
+            return await self._call(self._api.patch, collection, key.namespace, key.name, patch, part=part)
         except ConflictError:
             cache.doubt(key, current.meta.version)
             raise
         except NotFoundError as error:
             cache.remove(current)
             raise missing(current.kind, str(key)) from error
-        if part:  # the spec is as it was at the version that the patch was locked to
-            spec: dict[str, Any] = {"spec": current.spec}
-            return self._settled(replace(read({**answer, "spec": {}}, collection), **spec))
-        return self._settled(read(answer, collection))
 
     def _learn(self, answer: Document) -> Resource:
         kind = Kind(answer.get("kind"))

@@ -126,6 +126,8 @@ class Cache:
         return self._positions[None if None in self._positions else namespace]
 
     async def _wait(self, lacking: Callable[[], bool], what: str) -> None:
+        if not lacking():  # as nearly always, and what is below takes its time
+            return
         try:
             with anyio.fail_after(SETTLE_S):
                 while lacking():

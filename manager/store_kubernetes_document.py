@@ -6,6 +6,7 @@ newer version of this one, stays as it is.
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from proplet.manager.kubernetes_api import Collection, Document
@@ -88,12 +89,39 @@ def put_patch(current: Resource, wanted: Resource, collection: Collection) -> Do
     return _locked(parts, current) if parts else None
 
 
-def record_patch(current: Resource, wanted: Resource, now: float) -> Document | None:
-    """Return the patch that gives `current` the status of `wanted`, changed at `now`; None when it has it."""
+@dataclass(frozen=True, slots=True)
+class StatusWrite:
+    """A status to write over `current` at `at`: the patch, and what the server should have answered then."""
+
+    current: Resource
+    wanted: Resource
+    at: float
+    patch: Document
+    expected: Document  # the status without stamps
+
+    def read(self, answer: Document, collection: Collection) -> Resource:
+        """Return the resource that the answer is. Raises UnreadableError: it is none."""
+        # All but the status is as it was at the version that the patch was locked to.
+        unchanged: dict[str, Any] = {"spec": self.current.spec}
+        status = answer.get("status")
+        as_written = (
+            isinstance(status, Mapping)
+            and status.get("updatedAt") == self.patch["status"]["updatedAt"]
+            and _without_stamps(status) == self.expected
+        )
+        if not as_written:  # somebody else's fields, or a server with older definitions
+            return dataclasses.replace(read({**answer, "spec": {}}, collection), **unchanged)
+        meta = dataclasses.replace(self.current.meta, version=version_of(answer), updated_at=self.at)
+        return dataclasses.replace(self.wanted, meta=meta, **unchanged)
+
+
+def status_write(current: Resource, wanted: Resource, now: float) -> StatusWrite | None:
+    """Return how to give `current` the status of `wanted`, changed at `now`; None when it has it."""
     if wanted.status == current.status:
         return None
     old, new = status_to_manifest(current), status_to_manifest(wanted)
-    status = difference(*({key: part[key] for key in part if key not in _STAMPS} for part in (old, new)))
+    expected = _without_stamps(new)
+    status = difference(_without_stamps(old), expected)
     if not status:
         return None
     # A status that was never written has no phase to differ from.
@@ -101,7 +129,11 @@ def record_patch(current: Resource, wanted: Resource, now: float) -> Document | 
     status["updatedAt"] = MOMENT.write(now, Style.MANIFEST)
     if "createdAt" in old and current.meta.updated_at == current.meta.created_at:
         status["createdAt"] = old["createdAt"]
-    return _locked({"status": status}, current)
+    return StatusWrite(current, wanted, now, _locked({"status": status}, current), expected)
+
+
+def _without_stamps(status: Mapping[str, Any]) -> Document:
+    return {key: status[key] for key in status if key not in _STAMPS}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:

@@ -15,6 +15,7 @@ from proplet.manager.model import Key, Task
 from proplet.manager.phases import TERMINAL, Phase
 
 Find = Callable[[Key], Task | None]
+CircleOf = Callable[[Task], Sequence[str]]
 
 ON_FAILURE: Final = "failure"
 _NAMED: Final = 5
@@ -38,8 +39,11 @@ class Judgement:
     message: str = ""
 
 
-def judge(task: Task, find: Find) -> Judgement:
-    """Return what follows from the Tasks that this one depends on. `find` looks one up by its key."""
+def judge(task: Task, find: Find, circle: CircleOf | None = None) -> Judgement:
+    """Return what follows from the Tasks that this one depends on.
+
+    `find` looks one up by its key; `circle` returns what `circle_of` does, where that is known without a search.
+    """
     if not task.spec.depends_on:
         return Judgement(Verdict.RUN)
     missing, strangers, waiting, ended_badly = [], [], [], []
@@ -60,13 +64,17 @@ def judge(task: Task, find: Find) -> Judgement:
         message = _why(task, missing, strangers, waiting)
         # Who closes a circle waits for something new. So nobody else searches, least of all everybody after a restart.
         known = task.status.message == message and len(waiting) <= _NAMED
-        circle = circle_of(task, find) if waiting and not known else ()
-        if circle:
-            return Judgement(Verdict.FAIL, f"its dependencies go in a circle: {' -> '.join(circle)}")
+        names = _circle(task, find, circle) if waiting and not known else ()
+        if names:
+            return Judgement(Verdict.FAIL, f"its dependencies go in a circle: {' -> '.join(names)}")
         return Judgement(Verdict.WAIT, message)
     if on_failure and not ended_badly:
         return Judgement(Verdict.SKIP, "it runs only if one of its dependencies does not complete, and all did")
     return Judgement(Verdict.RUN)
+
+
+def _circle(task: Task, find: Find, circle: CircleOf | None) -> Sequence[str]:
+    return circle_of(task, find) if circle is None else circle(task)
 
 
 def circle_of(task: Task, find: Find) -> Sequence[str]:

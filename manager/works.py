@@ -10,14 +10,16 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, cast
 
 import anyio
 
 from proplet.manager import federation, rounds
 from proplet.manager.conditions import settled
+from proplet.manager.following import follow
 from proplet.manager.jobs import decide_job
 from proplet.manager.kinship import Kinship
 from proplet.manager.model import Condition, Kind, Resource
@@ -27,7 +29,6 @@ from proplet.manager.ports import (
     Clock,
     ConflictError,
     EventSink,
-    GoneError,
     NotFoundError,
     Store,
     StoreError,
@@ -104,7 +105,7 @@ class Works:
         """Work until cancelled. Call `load` before."""
         async with anyio.create_task_group() as group:
             for kind in WATCHED:
-                group.start_soon(self._watch, kind)
+                group.start_soon(self._follow, kind)
             group.start_soon(self._tick)
             for _ in range(WORKERS):
                 group.start_soon(self._work)
@@ -112,35 +113,19 @@ class Works:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     async def _load(self, kind: Kind) -> None:
+        before = [self._kin.at(place) for place in self._kin.places(kind)]  # later ones may be missing in the list
         listing = await self._store.list(kind)
         there = {item.meta.uid for item in listing.items}
-        for known in [self._kin.at(place) for place in self._kin.places(kind)]:
+        for known in before:
             if known.meta.uid not in there:
                 self._look_soon(self._kin.forget(known))
         for item in listing.items:
             self._look_soon(self._kin.learn(item))
         self._versions[kind] = listing.version
 
-    async def _watch(self, kind: Kind) -> None:
-        while True:
-            try:
-                async with aclosing(cast("Any", self._store.watch(kind, self._versions[kind]))) as changes:
-                    async for change in changes:
-                        self._on_change(kind, change)
-            except GoneError:
-                await self._reload(kind)
-            except StoreUnavailableError as error:
-                log.warning("%ss cannot be watched, trying again: %s", kind.value, error)
-                await anyio.sleep(self._retry_s)
-
-    async def _reload(self, kind: Kind) -> None:
-        while True:
-            try:
-                await self._load(kind)
-                return
-            except StoreUnavailableError as error:
-                log.warning("%ss cannot be listed, trying again: %s", kind.value, error)
-                await anyio.sleep(self._retry_s)
+    async def _follow(self, kind: Kind) -> None:
+        take, relist = partial(self._on_change, kind), partial(self._load, kind)
+        await follow(self._store, kind, lambda: self._versions[kind], take, relist, retry_s=self._retry_s)
 
     def _on_change(self, kind: Kind, change: Change) -> None:
         self._versions[kind] = change.version

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from proplet.manager.exchange import Policy
 from proplet.manager.model import Key, Task
 from proplet.manager.placement import Fleet
+from proplet.manager.workflow import CircleOf
 
 
 def _nothing_unsupported(_task: Task) -> str | None:
@@ -25,7 +26,8 @@ class World:
     """The controller's picture.
 
     `unsupported` says what a task asks for that this version cannot do, `find` returns another task, `outranked` says
-    whether tasks that come first wait for room on the same proplets.
+    whether tasks that come first wait for room on the same proplets, `circle` returns the names of a circle in which a
+    pending task waits for itself (None: it is searched for).
     """
 
     fleet: Fleet
@@ -33,6 +35,7 @@ class World:
     unsupported: Callable[[Task], str | None] = _nothing_unsupported
     find: Callable[[Key], Task | None] = _nobody
     outranked: Callable[[Task], bool] = _not_outranked
+    circle: CircleOf | None = None
 
     def tells(self, proplet_id: str) -> bool:
         """Whether the proplet says what it holds."""

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -31,11 +32,14 @@ def _no_settings_of_the_developers_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a Kubernetes API server."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses a Kubernetes API server; where several workers share the tests, begin with what takes longest."""
     for item in items:
         if {"api_server", "private_api_server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("kubernetes")
+    if hasattr(config, "workerinput"):  # pytest-xdist's
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])  # stable: a module's tests keep their order
 
 
 @pytest.fixture(scope="session")

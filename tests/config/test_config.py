@@ -1,8 +1,9 @@
 """The configuration as a whole: which parts are on, which layer wins, what is refused and how it is said."""
 
 import logging
+import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from proplet.agent.config_show import show
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # pytest's own directories may be too long for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="p-") as directory:
+        monkeypatch.chdir(directory)
+        yield Path(directory)
 
 
 def environ(home: Path, **more: str) -> Mapping[str, str]:
@@ -364,38 +367,3 @@ def test_a_secret_of_the_wrong_type_is_refused_without_showing_it(home: Path) ->
     said = problems(write(home / "p.toml", "[broker]\n[mqtt]\nclient_key = 123456\n"), environ(home))
     assert "mqtt.client_key: expected text in quotes" in said
     assert "123456" not in said
-
-
-def test_a_kubernetes_table_makes_a_manager_whose_resources_are_a_clusters(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "proplet.toml"
-    file.write_text("[broker]\n[kubernetes]\nnamespaces = ['edge']\nlast_seen_interval = '1m'\n")
-    settings = load(file, environ(home))
-    assert settings.manager is not None
-    assert settings.kubernetes is not None
-    assert settings.kubernetes.namespaces == ("edge",)
-    assert settings.kubernetes.last_seen_interval_s == 60
-    assert load(None, environ(home)).kubernetes is None
-    assert load(None, environ(home, PROPLET_KUBERNETES="true", PROPLET_BROKER="true")).kubernetes is not None
-
-
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ("namespaces = ['No']", ':3: kubernetes.namespaces: "No" is no namespace'),
-        ("group = 'a..b'", ':3: kubernetes.group: "a..b" is no API group'),
-        ("health_address = '8081'", ':3: kubernetes.health_address: "8081" is no address to listen on'),
-        ("metrics_address = ':65536'", ':3: kubernetes.metrics_address: ":65536" is no address'),
-        ("kubeconfig = '/no/where'", ":3: kubernetes.kubeconfig: /no/where cannot be read"),
-        ("metrics_cert_file = '/dev/null'", "kubernetes.metrics_key_file"),
-    ],
-)
-def test_what_is_wrong_with_a_kubernetes_table_is_said(home: Path, tmp_path: Path, table: str, said: str) -> None:
-    file = tmp_path / "proplet.toml"
-    file.write_text(f"[broker]\n[kubernetes]\n{table}\n")
-    assert said in problems(file, environ(home))
-
-
-def test_a_kubernetes_table_without_a_manager_is_a_mistake(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "proplet.toml"
-    file.write_text("[broker]\n[kubernetes]\n")
-    assert "is about the manager, which is off here" in problems(file, environ(home, PROPLET_MANAGER="false"))

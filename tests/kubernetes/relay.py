@@ -19,6 +19,7 @@ class Relay:
         self._open: set[SocketStream] = set()
         self._passable = anyio.Event()
         self._passable.set()
+        self._holding = anyio.Event()
 
     async def cut(self) -> None:
         """End every connection, as a network that fails does."""
@@ -33,7 +34,12 @@ class Relay:
 
     async def hold(self) -> None:
         """Let nothing pass any more, and tell nobody: as a network whose cable is out. What is sent waits."""
-        self._passable = anyio.Event()
+        self._passable, self._holding = anyio.Event(), anyio.Event()
+
+    async def held(self) -> None:
+        """Wait until something was sent that does not pass."""
+        with anyio.fail_after(30):
+            await self._holding.wait()
 
     async def release(self) -> None:
         """Let everything pass again, with what has waited."""
@@ -41,20 +47,25 @@ class Relay:
 
     async def serve(self, near: SocketStream) -> None:
         self.connections += 1
-        await self._passable.wait()
-        async with near, await anyio.connect_tcp("127.0.0.1", self._target) as far:
-            self._open |= {near, far}
-            self._again.set()
-            try:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._forward, near, far, group.cancel_scope)
-                    group.start_soon(self._forward, far, near, group.cancel_scope)
-            finally:
-                self._open -= {near, far}
+        async with near:
+            await self._passable.wait()
+            async with await anyio.connect_tcp("127.0.0.1", self._target) as far:
+                await self._relay(near, far)
+
+    async def _relay(self, near: SocketStream, far: SocketStream) -> None:
+        self._open |= {near, far}
+        self._again.set()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._forward, near, far, group.cancel_scope)
+                group.start_soon(self._forward, far, near, group.cancel_scope)
+        finally:
+            self._open -= {near, far}
 
     async def _forward(self, source: SocketStream, to: SocketStream, scope: anyio.CancelScope) -> None:
         try:
             async for data in source:
+                self._holding.set()
                 await self._passable.wait()
                 await to.send(data)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):

@@ -21,6 +21,7 @@ from proplet.manager.ports import (
     StoreError,
     StoreUnavailableError,
 )
+from tests.kubernetes.relay import open_relay
 from tests.support.kubernetes import ApiServer
 
 pytestmark = pytest.mark.anyio
@@ -156,3 +157,32 @@ def test_every_refusal_has_its_error(code: int, body: bytes, error: type[StoreEr
     refused = refusal(code, body, "get Task a/b")
     assert type(refused) is error
     assert str(refused).startswith("get Task a/b: ")
+
+
+async def test_what_waits_on_a_dead_connection_ends_when_all_are_cut_and_the_next_takes_a_new_one(
+    api_server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "kubeconfig"
+    async with open_relay(api_server.port) as relay:
+        config.write_text(api_server.kubeconfig.read_text().replace(f":{api_server.port}", f":{relay.port}"))
+        async with open_api(Access(config)) as api:
+            before = api.heard_at
+            with pytest.raises(NotFoundError):
+                await api.run(api.get, MAPS, namespace, "none")
+            assert api.heard_at > before
+            assert relay.connections == 1
+            await relay.hold()
+
+            async def wait_in_vain() -> None:
+                with pytest.raises(StoreUnavailableError):
+                    await api.run(api.get, MAPS, namespace, "none")
+
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait_in_vain)
+                    await relay.held()
+                    api.cut()
+            await relay.release()
+            with pytest.raises(NotFoundError):
+                await api.run(api.get, MAPS, namespace, "none")
+            assert relay.connections == 2

@@ -287,6 +287,22 @@ def test_the_phase_alone_says_that_a_task_was_dispatched(server: ApiServer, spac
         patch(server, path_of(space, name="addition"), spec={"inputs": [1]})
 
 
+def test_who_changes_the_phase_beside_the_spec_changes_neither_of_a_dispatched_task(
+    server: ApiServer, dispatched: str
+) -> None:
+    current = server.call("GET", dispatched)
+    spec = {**current["spec"], "inputs": [7]}
+    for status in ({"phase": "pending"}, {}, None):
+        with pytest.raises(ApiError, match=r"any more: spec\.inputs"):
+            server.call("PUT", dispatched, {**current, "spec": spec, "status": status})
+    with pytest.raises(ApiError, match=r"any more: spec\.inputs"):
+        server.call(
+            "PUT", dispatched, {name: part for name, part in current.items() if name != "status"} | {"spec": spec}
+        )
+    written = server.call("PUT", f"{dispatched}/status", {**current, "spec": spec, "status": {"phase": "completed"}})
+    assert written["spec"] == current["spec"]
+
+
 @pytest.mark.parametrize("kind", WORKS, ids=lambda kind: kind.value)
 def test_what_a_job_consists_of_cannot_change_once_it_has_started(server: ApiServer, space: str, kind: Kind) -> None:
     plural, spec = f"{kind.value.lower()}s", SPECS[kind]

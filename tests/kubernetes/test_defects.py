@@ -40,7 +40,10 @@ from tests.support.mosquitto import IDENTITIES, MosquittoServer
 
 HERE = "kubernetes/test_defects.py"
 CRDS = "kubernetes/test_crds.py"
-FAULTS = "kubernetes/test_manager_faults.py"
+FAULTS = "kubernetes/faults/test_processes_that_die.py"
+LEADERS = "kubernetes/faults/test_leaders_that_fail.py"
+NETWORKS = "kubernetes/faults/test_networks_that_fail.py"
+RESISTANCE = "kubernetes/faults/test_clusters_that_resist.py"
 COMMAND = "kubernetes/test_manager_command.py"
 ORDERS = "kubernetes/test_task_orders.py"
 PODS = "kubernetes/test_pods.py"
@@ -49,7 +52,10 @@ LEASE = "kubernetes/test_lease.py"
 EVENTS = "kubernetes/test_events.py"
 WATCHES = "kubernetes/test_watches.py"
 CONTROLLER = "manager/test_controller.py"
+CONTROLLER_COMMANDS = "manager/test_controller_commands.py"
+CONTROLLER_MESSAGES = "manager/test_controller_messages.py"
 CONTROLLER_ORDERS = "manager/test_controller_orders.py"
+CONTROLLER_RESTARTS = "manager/test_controller_restarts.py"
 CORE = "manager/test_task_core.py"
 RECURRENCE = "manager/test_recurrence.py"
 BROADCAST = "manager/test_broadcast.py"
@@ -131,7 +137,7 @@ SHOWN: Shown = {
             "test_what_ends_while_the_cluster_is_long_away_is_told_when_it_is_back",
         ),
         "manager/test_bus.py": ("test_what_was_not_acknowledged_comes_again_after_a_restart",),
-        CONTROLLER: (
+        CONTROLLER_MESSAGES: (
             "test_a_result_is_acknowledged_only_when_it_is_recorded",
             "test_a_result_that_the_broker_lost_is_told_again_when_the_task_is_missing_from_the_inventory",
         ),
@@ -154,10 +160,10 @@ SHOWN: Shown = {
             "test_a_start_that_nobody_confirms_is_sent_again_with_the_same_attempt",
         ),
         FAULTS: ("test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_repeats_nothing",),
-        CONTROLLER: ("test_a_store_that_is_away_for_a_while_loses_nothing",),
+        CONTROLLER_RESTARTS: ("test_a_store_that_is_away_for_a_while_loses_nothing",),
     },
     "W-H11 managers on standby take the leader's connection": {
-        FAULTS: (
+        LEADERS: (
             "test_of_two_managers_one_works_and_the_other_takes_over",
             "test_a_leader_that_was_frozen_finds_out_and_leaves_the_broker_to_the_next",
             "test_a_leader_that_cannot_renew_its_lease_leaves_the_broker_to_the_next",
@@ -268,7 +274,7 @@ SHOWN: Shown = {
     "W-H23 a module in a manifest is kept several times, and one from a registry needs both": {
         "manager/test_jobs.py": ("test_a_parallel_job_makes_all_its_tasks_at_once_and_completes_with_the_last",),
         CORE: ("test_a_start_that_is_too_large_for_the_broker_fails_the_task_with_the_reason",),
-        "manager/test_works.py": ("test_children_that_the_store_refuses_are_told_in_the_status",),
+        "manager/test_works_troubles.py": ("test_children_that_the_store_refuses_are_told_in_the_status",),
         "node/test_faults.py": ("test_a_module_from_a_registry_is_pulled_run_and_named_by_its_digest",),
         CORPUS: ("test_a_sample_is_taken_and_asks_for_nothing_that_cannot_run",),
     },
@@ -312,8 +318,8 @@ SHOWN: Shown = {
     },
     "deleting a task does not stop it": {
         ORDERS: ("test_kubectl_delete_waits_until_a_daemon_was_stopped",),
-        FAULTS: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
-        CONTROLLER: ("test_a_deleted_task_is_stopped_and_stopped_again_if_it_turns_up",),
+        RESISTANCE: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
+        CONTROLLER_COMMANDS: ("test_a_deleted_task_is_stopped_and_stopped_again_if_it_turns_up",),
     },
     "a profile without an interval ends the manager": {HERE: ("test_a_profile_without_an_interval_runs",)},
     "a job of references never ends": {
@@ -335,33 +341,38 @@ SHOWN: Shown = {
     "the broker is killed and started": {FAULTS: ("test_a_task_outlives_the_broker",)},
     "the manager is killed between any two steps": {
         FAULTS: ("test_a_manager_that_is_killed_between_any_two_steps_of_a_dispatch_loses_and_repeats_nothing",),
-        "manager/test_works.py": ("test_after_a_crash_at_any_step_a_restart_goes_on_without_making_anything_twice",),
+        "manager/test_works_troubles.py": (
+            "test_after_a_crash_at_any_step_a_restart_goes_on_without_making_anything_twice",
+        ),
     },
     "of two managers the leader is killed": {
-        FAULTS: ("test_of_two_managers_one_works_and_the_other_takes_over",),
+        LEADERS: ("test_of_two_managers_one_works_and_the_other_takes_over",),
     },
     "the server has forgotten what came after": {
-        FAULTS: ("test_what_the_server_forgot_meanwhile_is_listed_again",),
+        NETWORKS: ("test_what_the_server_forgot_meanwhile_is_listed_again",),
         WATCHES: ("test_who_follows_from_a_version_that_the_server_forgot_lists_again",),
     },
     "others write all the time": {
-        FAULTS: ("test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end",),
+        RESISTANCE: ("test_somebody_who_changes_tasks_all_the_time_keeps_none_from_its_end",),
         "kubernetes/test_many_writers.py": ("test_everybody_ends_with_the_servers_state",),
     },
     "the cluster refuses what is to be recorded of one Task": {
-        FAULTS: ("test_a_task_whose_status_the_cluster_refuses_holds_up_no_other",),
+        RESISTANCE: ("test_a_task_whose_status_the_cluster_refuses_holds_up_no_other",),
         "manager/test_refused_records.py": (
             "test_a_result_that_cannot_be_recorded_does_not_hold_up_what_is_behind_it_and_is_not_forgotten",
         ),
     },
     "the clock is set": {
         LEASE: ("test_the_time_of_day_decides_nothing",),
-        CONTROLLER: ("test_a_clock_that_is_set_while_tasks_run_loses_none",),
+        CONTROLLER_RESTARTS: ("test_a_clock_that_is_set_while_tasks_run_loses_none",),
         CONTROLLER_ORDERS: ("test_a_scheduled_task_runs_at_its_time_and_again_when_the_clock_is_set",),
         RECURRENCE: ("test_whatever_the_clock_does_runs_come_neither_in_bursts_nor_not_at_all",),
     },
     "nothing gets through the network": {
-        FAULTS: ("test_nothing_is_lost_while_no_packet_gets_through",),
+        NETWORKS: (
+            "test_nothing_is_lost_while_no_packet_gets_through",
+            "test_a_cluster_that_is_silent_is_away_although_nobody_has_ended_a_connection",
+        ),
         WATCHES: (
             "test_a_watch_whose_connection_is_cut_goes_on_where_it_was",
             "test_a_server_that_does_not_answer_does_not_hold_the_store",
@@ -369,11 +380,11 @@ SHOWN: Shown = {
     },
     "a device loses its cluster": {FAULTS: ("test_a_device_with_a_cluster_goes_on_without_it",)},
     "what runs is deleted, also where its proplet is gone": {
-        FAULTS: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
+        RESISTANCE: ("test_a_task_that_is_deleted_is_stopped_and_a_proplet_that_is_gone_does_not_hold_it",),
     },
     "everything is uninstalled": {
         COMMAND: ("test_after_that_the_definitions_can_be_deleted",),
-        FAULTS: ("test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may_come_back",),
+        RESISTANCE: ("test_definitions_that_are_deleted_under_a_manager_go_with_everything_and_may_come_back",),
     },
 }
 

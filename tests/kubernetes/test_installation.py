@@ -1,6 +1,6 @@
 """The manifests under packaging/kubernetes: accepted by a real API server, and enough for the manager, and no more."""
 
-import base64
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.test_pods import Cluster, pod_proplet
+from tests.kubernetes.test_pods import Cluster, give_secret, pod_proplet
 from tests.manager.device import Device
 from tests.support.kubernetes import ApiServer, KubectlError
 from tests.support.kubernetes_manager import (
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.source
 
 OVERLAYS = Path(__file__).parents[2] / "packaging/kubernetes/overlays"
 SYSTEM = "propeller-k8s-operator-system"
+ALL = ["default", "namespaced", "tls", "production"]
 ACCOUNT = "propeller-k8s-operator-controller-manager"
 
 
@@ -85,7 +86,7 @@ def test_the_default_has_the_names_of_the_reference(api_server: ApiServer) -> No
     assert {d["metadata"].get("namespace", SYSTEM) for d in documents} == {SYSTEM}
 
 
-@pytest.mark.parametrize("overlay", ["default", "namespaced", "tls"])
+@pytest.mark.parametrize("overlay", ALL)
 def test_an_overlay_is_accepted(api_server: ApiServer, system: str, overlay: str) -> None:
     documents = placed(rendered(api_server, overlay), system)
     said = apply(api_server, documents, "--dry-run=server")
@@ -101,11 +102,73 @@ def test_an_overlay_is_accepted(api_server: ApiServer, system: str, overlay: str
 def test_the_arguments_of_every_overlay_are_known_to_the_command(api_server: ApiServer) -> None:
     from proplet.agent.cli_parser import build
 
-    for overlay in ("default", "namespaced", "tls"):
+    for overlay in ALL:
         deployment = next(d for d in rendered(api_server, overlay) if d["kind"] == "Deployment")
         container = deployment["spec"]["template"]["spec"]["containers"][0]
         assert container["command"] == ["/manager"]
         build().parse_args(["manager", *container["args"]])
+
+
+@pytest.mark.parametrize("overlay", ALL)
+def test_the_managers_pod_is_bounded_probed_and_kept_apart_from_its_like(api_server: ApiServer, overlay: str) -> None:
+    deployment = next(d for d in rendered(api_server, overlay) if d["kind"] == "Deployment")
+    template = deployment["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    container = pod["containers"][0]
+    for bounds in (container["resources"]["requests"], container["resources"]["limits"]):
+        assert set(bounds) == {"cpu", "memory", "ephemeral-storage"}
+    ports = {port["name"] for port in container["ports"]}
+    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert container[probe]["httpGet"]["path"] == path
+        assert container[probe]["httpGet"]["port"] in ports
+    assert all(volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume)
+    (apart,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    wanted = apart["podAffinityTerm"]["labelSelector"]["matchLabels"]
+    assert wanted.items() <= labels.items()
+    assert deployment["spec"]["replicas"] == (2 if overlay == "production" else 1)
+
+
+def one(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = (d for d in documents if d["kind"] == kind)
+    return found
+
+
+def test_in_production_one_of_two_stays_and_only_what_is_needed_is_reached(api_server: ApiServer, system: str) -> None:
+    documents = placed(rendered(api_server, "production"), system)
+    apply(api_server, documents)
+    template = one(documents, "Deployment")["spec"]["template"]
+    labels, container = template["metadata"]["labels"], template["spec"]["containers"][0]
+    name = one(documents, "PodDisruptionBudget")["metadata"]["name"]
+    path = f"/apis/policy/v1/namespaces/{system}/poddisruptionbudgets"
+    budget = api_server.call("GET", f"{path}/{name}")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    path = f"/apis/networking.k8s.io/v1/namespaces/{system}/networkpolicies"
+    policy = api_server.call("GET", f"{path}/{one(documents, 'NetworkPolicy')['metadata']['name']}")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    by_name = {port["name"]: port["containerPort"] for port in container["ports"]}
+    let_in = {port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]}
+    assert let_in.keys() == set(by_name.values())
+    assert let_in[by_name["probes"]] is None
+    assert let_in[by_name["metrics"]] == [{"namespaceSelector": {"matchLabels": {"metrics": "enabled"}}}]
+    reached = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert reached == {53, 443, 6443, 1883, 8883}
+
+
+def test_the_components_fit_the_overlay_for_one_namespace_too(
+    api_server: ApiServer, system: str, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(OVERLAYS.parent, tmp_path / "kubernetes"))
+    file = copied / "overlays/namespaced/kustomization.yaml"
+    more = "components: [../../components/two-replicas, ../../components/network-policy]\n"
+    file.write_text(file.read_text() + more)
+    documents = [d for d in yaml.safe_load_all(api_server.kubectl("kustomize", str(file.parent))) if d]
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        meta = one(documents, kind)["metadata"]
+        assert (meta["name"], meta["namespace"]) == (ACCOUNT, "propeller-workloads")
+    assert one(documents, "Deployment")["spec"]["replicas"] == 2
+    assert "Warning" not in apply(api_server, placed(documents, system), "--dry-run=server")
 
 
 @pytest.mark.parametrize("overlay", ["default", "namespaced"])
@@ -118,8 +181,7 @@ def test_its_permissions_are_enough_for_the_manager_and_no_more(
     more = ["--namespace", system] if overlay == "namespaced" else []
     arguments = [a for a in manager_arguments(broker, api_server, *more) if not a.startswith("--kubeconfig")]
     lease = f"--lease-namespace={system}"
-    keys = {"metadata": {"name": "identities"}, "data": {"proplet-2": base64.b64encode(b"two").decode()}}
-    api_server.call("POST", f"/api/v1/namespaces/{system}/secrets", keys)
+    give_secret(space, "identities", {"proplet-2": "two"})
     process = ManagerProcess(tmp_path / "m", [*arguments, f"--kubeconfig={config}", "--leader-elect", lease])
     with process as manager:
         eventually(lambda: manager.metric("proplet_leader") == 1, f"it leads:\n{manager.log[-3000:]}")

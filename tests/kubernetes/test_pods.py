@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proplet.manager.pod_grants import SECRET_LABEL
 from tests.manager.device import Device
 from tests.support.kubernetes import MERGE_PATCH, ApiError, ApiServer
 from tests.support.kubernetes_manager import (
@@ -49,6 +50,8 @@ def manager(tmp_path: Path, broker: MosquittoServer, space: Workspace) -> Iterat
 
 
 def pod_proplet(space: Workspace, broker: MosquittoServer, name: str = "farm", **k8s: Any) -> dict[str, Any]:
+    """A Proplet of type k8s; the Secret of its key is there, and given to proplets."""
+    give_secret(space, "broker", {"proplet-1": "one"})
     manifest = proplet_manifest(name, "proplet-1", broker.address)
     spec = manifest["spec"]
     del spec["external"], spec["connectionConfig"]["clientKey"]
@@ -93,10 +96,21 @@ class Cluster:
 
 
 def secret(space: Workspace, name: str, **values: str) -> None:
-    data = {key.replace("_", "-"): base64.b64encode(value.encode()).decode() for key, value in values.items()}
-    space.server.call(
-        "POST", f"/api/v1/namespaces/{space.namespace}/secrets", {"metadata": {"name": name}, "data": data}
-    )
+    give_secret(space, name, {key.replace("_", "-"): value for key, value in values.items()})
+
+
+def give_secret(space: Workspace, name: str, values: dict[str, str], label: str = SECRET_LABEL) -> None:
+    """Make a Secret that Proplets may name, or let them name the one that is there."""
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    document = {"metadata": {"name": name, "labels": {label: "true"}}, "data": data}
+    path = f"/api/v1/namespaces/{space.namespace}/secrets"
+    try:
+        space.server.call("POST", path, document)
+    except ApiError as refused:
+        if refused.status != 409:
+            raise
+        labels = {"metadata": document["metadata"]}
+        space.server.call("PATCH", f"{path}/{name}", labels, content_type=MERGE_PATCH)
 
 
 def test_a_k8s_proplet_is_a_deployment_and_runs_tasks(

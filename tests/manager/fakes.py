@@ -27,7 +27,7 @@ from proplet.manager.bus import BusEvent, Down, Heard, Up
 from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
 from proplet.manager.model import Key, Kind, Meta, Task, TaskSpec
-from proplet.manager.phases import TERMINAL
+from proplet.manager.phases import TERMINAL, Phase
 from proplet.manager.ports import BusError, Store
 
 OURS = Announcement(1, ("cbor",), ("own", "inventory", "logs", "progress"))
@@ -293,3 +293,9 @@ async def eventually(condition: Callable[[], bool], within: float = 8.0) -> None
         while not condition():  # noqa: ASYNC110 - what is waited for is in other objects
             await anyio.sleep(0.005)
     assert condition()
+
+
+async def running(node: Node, name: str, attempt: int = 1) -> str:
+    """Wait until this attempt of the task runs; return the task's id."""
+    task = await node.until(name, lambda t: (t.status.phase, t.status.attempt) == (Phase.RUNNING, attempt))
+    return task.id

@@ -1,7 +1,8 @@
 """Who gets a place when there are not enough: the most urgent, then who came first."""
 
+import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -171,3 +172,69 @@ def test_however_many_want_different_things_the_fleet_is_asked_once_about_each()
     labels.asked = 0
     assert called(crowd) == []
     assert labels.asked == 0
+
+
+class Compared(int):
+    """A priority that counts how often any is compared."""
+
+    times = 0
+
+    def __neg__(self) -> "Compared":
+        return Compared(-int(self))
+
+    def __lt__(self, other: object) -> bool:
+        Compared.times += 1
+        return int(self) < int(cast("int", other))
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("order", ["first", "last", "any"])
+def test_who_leaves_a_long_line_is_not_looked_for_in_it(order: str) -> None:
+    made = fleet("a")
+    crowd = Crowd(made)
+    made.assign("running", "a")
+    many = [task(f"t{number}", Compared(50)) for number in range(2000)]
+    for one in many:
+        crowd.join(one)
+    if order == "last":
+        many.reverse()
+    elif order == "any":
+        random.Random(4).shuffle(many)
+    Compared.times = 0
+    for one in many:
+        crowd.leave(one.id)
+    assert Compared.times < 30 * len(many)
+    assert len(crowd) == 0
+    assert called(crowd) == []
+
+
+def test_who_is_looked_at_again_and_again_makes_its_line_no_longer() -> None:
+    made = fleet("a")
+    crowd = Crowd(made)
+    made.assign("running", "a")
+    many = [task(f"t{number}") for number in range(10)]
+    for number in range(1000):
+        for one in many:
+            crowd.join(replace(one, spec=replace(one.spec, priority=number % 3)))
+    (line,) = crowd._lines.values()
+    assert len(line) <= 4 * len(many)
+    made.assign("running", None)
+    assert called(crowd) == ["t0"]
+
+
+def test_who_was_called_and_cannot_come_now_makes_room() -> None:
+    made = fleet("a")
+    crowd = Crowd(made)
+    first, second = task("first"), task("second")
+    crowd.join(first)
+    crowd.join(second)
+    assert called(crowd) == ["first"]
+    crowd.decline("second")
+    assert called(crowd) == [], "it only waits"
+    crowd.decline("first")
+    assert called(crowd) == ["second"]

@@ -63,6 +63,18 @@ async def test_a_result_that_cannot_be_recorded_does_not_hold_up_what_is_behind_
         assert len(pi.started) == 1
 
 
+async def test_how_long_it_is_kept_unacknowledged_is_for_the_caller_to_say() -> None:
+    store, acked = Refusing(), list[str]()
+    async with open_node(store, hold_s=0.0) as node:
+        pi = node.proplet("pi-1")
+        task = await node.create("poison")
+        await node.until("poison", lambda t: t.status.phase is Phase.RUNNING)
+        store.refused = "poison"
+        pi.end(task.id, 1, results="42", silently=True)
+        node.controller.hear(Heard(pi.done[task.id, 1], lambda: acked.append("at once")))
+        await eventually(lambda: bool(acked))
+
+
 class Strict(MemoryStore):
     """Makes no proplet of this name."""
 

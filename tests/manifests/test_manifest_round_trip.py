@@ -131,3 +131,10 @@ def test_plain_scalars_are_read_as_kubernetes_reads_them(text: str, value: Any) 
     (document,) = documents(f"a: {text}")
     assert document == {"a": value}
     assert type(document["a"]) is type(value)
+
+
+def test_a_bare_merge_key_is_refused_and_a_quoted_one_is_a_name() -> None:
+    assert list(documents("env: {'<<': x}")) == [{"env": {"<<": "x"}}]
+    assert list(documents("env: <<")) == [{"env": "<<"}]
+    with pytest.raises(TextError, match=r"merge keys .* \(line 2\); write the fields out"):
+        list(documents("a: &a {b: 1}\nc: {<<: *a}"))

@@ -1,5 +1,7 @@
 """The link to a broker, against a real mosquitto."""
 
+import asyncio
+import gc
 import logging
 import os
 import signal
@@ -7,9 +9,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import anyio
+import anyio.lowlevel
 import pytest
 
 from proplet.agent.mqtt import (
@@ -442,3 +446,24 @@ def sock_of(probe: Probe) -> socket.socket:
 def cut(probe: Probe) -> None:
     """Break the connection as a network does."""
     sock_of(probe).shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x20\x02\x00\x04", b"\x20\x02\x00\x00"], ids=["none", "refused", "accepted"])
+@pytest.mark.parametrize("reads", [False, True], ids=["at once", "after it has listened"])
+async def test_a_server_that_hangs_up_leaves_no_exception_that_nobody_has_seen(answer: bytes, reads: bool) -> None:
+    unseen: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unseen.append(context))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        settings = settings_for(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        async with linked(settings, connected=False) as proplet:
+            peer, _ = await anyio.to_thread.run_sync(server.accept)
+            if reads:
+                await anyio.to_thread.run_sync(peer.recv, 1024)
+            peer.sendall(answer)
+            peer.close()
+            await proplet.count(Disconnected, 1)
+    gc.collect()
+    await anyio.lowlevel.checkpoint()
+    assert unseen == []

@@ -18,6 +18,7 @@ import pytest
 from proplet.agent.mqtt import MqttSettings
 from proplet.manager.broker import BrokerSettings, Identity, Role, find_mosquitto
 from proplet.manager.broker_mosquitto import write_files
+from tests.support.ports import free_port
 
 DOMAIN, CHANNEL = "d", "c"
 MANAGER = Identity("manager", "manager-secret", Role.MANAGER)
@@ -35,12 +36,6 @@ def mosquitto_program() -> str:
             pytest.fail("mosquitto is missing: apt-get install mosquitto")
         pytest.skip("apt-get install mosquitto")
     return program
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class MosquittoServer:

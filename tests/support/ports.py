@@ -1,20 +1,42 @@
-"""TCP ports of this machine that nobody uses."""
+"""Ports of loopback for the servers of tests, which start only after their port has been written down."""
 
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
-_FIRST, _LAST = 20_000, 32_000  # below those that the kernel gives out by itself
+# Below those that Linux gives to outgoing connections and to whoever asks for any port (32768 and up): one of these
+# might be taken before the server has started. Each worker of pytest-xdist has a share of its own and goes round in it.
+_FIRST, _SHARE, _SHARES = 10_000, 1_400, 16
+_START = _FIRST + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES * _SHARE
+
+
+def free_port() -> int:
+    """A TCP port of loopback that is free now, and that no test beside this one gets."""
+    return free_ports(1)[0]
 
 
 def free_ports(count: int) -> range:
-    """Return that many ports in a row, each of them free a moment ago; other processes begin to look elsewhere."""
-    start = _FIRST + os.getpid() * 97 % (_LAST - _FIRST)
-    for first in (*range(start, _LAST - count), *range(_FIRST, start)):
-        if all(_is_free(port) for port in range(first, first + count)):
-            return range(first, first + count)
-    raise AssertionError("this machine has no free ports")
+    """That many of them in a row."""
+    for first in islice(_candidates, _SHARE):
+        ports = range(first, first + count)
+        if ports[-1] < _START + _SHARE and all(map(_is_free, ports)):
+            for _ in range(count - 1):
+                next(_candidates)
+            return ports
+    raise OSError(f"there are no {count} free ports among {_SHARE}")
+
+
+@contextmanager
+def listening(port: int) -> Iterator[None]:
+    """Somebody else has a port."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        yield
 
 
 def _is_free(port: int) -> bool:
@@ -26,11 +48,11 @@ def _is_free(port: int) -> bool:
         return True
 
 
-@contextmanager
-def listening(port: int) -> Iterator[None]:
-    """Somebody else has a port."""
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", port))
-        other.listen()
-        yield
+def _round() -> Iterator[int]:
+    at = random.SystemRandom().randrange(_SHARE)  # two runs of the tests may go on beside each other
+    while True:
+        yield _START + at
+        at = (at + 1) % _SHARE
+
+
+_candidates = _round()

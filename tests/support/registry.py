@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -12,12 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.ports import free_port
 
 PROGRAM = "docker-registry"
 WASM = "application/wasm"
@@ -170,13 +171,6 @@ def push_blob(registry_address: str, repository: str, data: bytes, media_type: s
 def descriptor(data: bytes, media_type: str) -> dict[str, Any]:
     """The descriptor of some bytes."""
     return {"mediaType": media_type, "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
-
-
-def free_port() -> int:
-    """A TCP port of loopback that is free now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _Push:
