@@ -72,6 +72,7 @@ def _directory(place: Path) -> Path:
         ("--invoke absent guests/addition.wasm", b"", 1),
         ("--invoke divide guests/traps.wasm 0", b"", 134),
         ("--invoke main guests/recursion.wasm", b"", 134),
+        ("--invoke accept guests/wasi_all.wasm 3", b"", 0),
         ("guests/missing_import.wasm", b"", 1),
         ("guests/absent.wasm", b"", 1),
         ("inside/note", b"", 1),
@@ -94,6 +95,12 @@ def test_it_prints_and_ends_as_wasmtime_run_does(home: Path, line: str, stdin: b
 def test_it_differs_where_the_program_would_refuse_an_exit_status(home: Path) -> None:
     theirs, ours = both(home, "guests/wasi_program.wasm", "exit", "200")
     assert (theirs.code, ours.code) == (1, 200)
+
+
+def test_it_differs_in_taking_the_misuse_of_a_host_function_for_a_trap(home: Path) -> None:
+    theirs, ours = both(home, "--invoke", "random", "guests/wasi_all.wasm", "65530", "100")
+    assert (theirs.code, ours.code) == (1, 134)
+    assert "Pointer out of bounds" in ours.err
 
 
 def test_it_differs_in_entering_what_is_no_command(home: Path) -> None:
