@@ -43,6 +43,8 @@ FEATURES: Final = MappingProxyType(
         "wasm_stack_switching": False,
     }
 )
+#: Errors of a process that has no more of something, whatever file it was about.
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _KEY_NAME: Final = "cache.key"
 _KEY_BYTES: Final = 32
 _FORM: Final = "proplet-compiled-2"
@@ -213,12 +215,15 @@ def verify(path: Path, key: bytes) -> Record:
 
     Raises:
         RottenError: either is missing, incomplete, changed, or made with another key.
+        OSError: this process lacks memory or descriptors, which says nothing about the files.
     """
     try:
         record = _read_record(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         raise RottenError(f"{path}: {error.strerror}") from error
     # As bytes: the comparison of texts fails with one that is not ASCII.
     told = record.code.encode(errors="replace")

@@ -5,7 +5,7 @@ waits, who is tried again and who is to blame:
 
 * Core modules and components that cannot block share one worker: at most `max_running` jobs at a time, first come,
   first served; jobs without a wall limit (daemons) count apart. Components that can block inside the engine, and those
-  that stay, get a worker of their own, see `runtime_own`.
+  that stay, get a worker of their own, see `runtime_own`; as do jobs with directories, or with very long arguments.
 * A worker that dies with one job is that job's doing. With several, nobody knows whose: each is run once more, alone in
   a worker of its own, where only its own doing can end it. Daemons, who would keep those workers, are run again in two
   halves, and in halves of these should one of them lose its worker, too.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proplet.agent.runtime_link import Link
 
 _FOREVER: Final = float("inf")
+_LONG_TEXT: Final = 64 * 1024  # characters; as WAVE text they take a tenth of a second and 20 MB at most
 _numbers = itertools.count(1)
 
 
@@ -49,8 +50,15 @@ class Ticket:
 
     @property
     def wants_own(self) -> bool:
-        """See the function."""
-        return wants_own(self.job.artefact, self.job.limits)
+        """Whether it gets a worker of its own: see the function, and because of what it is given.
+
+        Who has directories can open files until its process may open no more, and wait in a pipe. The text of a
+        component's arguments is read outside the guest, where none of its limits holds.
+        """
+        job = self.job
+        if job.permissions.dirs or wants_own(job.artefact, job.limits):
+            return True
+        return job.artefact.kind is ModuleKind.COMPONENT and sum(map(len, job.inputs)) > _LONG_TEXT
 
     @property
     def due(self) -> tuple[float, str]:

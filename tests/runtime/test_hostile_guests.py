@@ -1,0 +1,72 @@
+"""Guests that mean harm: to their neighbours, to the memory of the node, and to whoever reads what is said of them."""
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from wasmtime import wat2wasm
+
+from proplet.agent.cache import device_key
+from proplet.agent.host_engine import Library, LoadError
+from proplet.agent.wire import DirectoryGrant, Permissions, Reason
+from tests.runtime.conftest import open_node
+
+pytestmark = pytest.mark.anyio
+MIB = 1024 * 1024
+
+# Opens the file ``f`` of its directory again and again, and keeps all of them.
+OPENS_ALL = """(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "f")
+  (func (export "main")
+    (loop $again
+      (drop (call $open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 0) (i64.const 2)
+        (i64.const 0) (i32.const 0) (i32.const 128)))
+      (br $again))))"""
+
+
+async def test_a_guest_that_opens_files_without_end_takes_none_from_its_neighbours(
+    warm_directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_text("x")
+    granted = Permissions(dirs=(DirectoryGrant(str(tmp_path), "/d"),))
+    async with open_node(warm_directory) as node:
+        assert (await node.run("addition", "main", "1", "2")).results == "3"
+        hostile = await node.job(bytes(wat2wasm(OPENS_ALL)), permissions=granted, wall_s=60.0)
+        fresh = await node.artefact("values")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(node.runtime.run, hostile)
+            await node.running(hostile.key)
+            await _used_up(node.runtime.worker_of(hostile.key))
+            outcome = await node.run("values", "i32", "10")
+            assert (outcome.reason, outcome.error) == (Reason.OK, None)
+            assert fresh.path.exists()
+            node.runtime.stop(hostile.key)
+
+
+async def _used_up(pid: int) -> None:
+    """Wait until a process can open no more files: as many as it may, or as the test lets it."""
+    assert pid is not None
+    most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with anyio.fail_after(30):
+        while len(os.listdir(f"/proc/{pid}/fd")) < most:
+            await anyio.sleep(0.01)
+
+
+async def test_a_compiled_module_is_not_thrown_away_because_a_process_has_no_descriptors_left(node: Any) -> None:
+    artefact = await node.artefact("addition")
+    library = Library(device_key(artefact.path.parent.parent.parent / "key"), 64 * MIB)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(LoadError, match="Too many open files"):
+            library.get(str(artefact.path), metered=False, stack_bytes=MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert library.get(str(artefact.path), metered=False, stack_bytes=MIB)[1] is False
