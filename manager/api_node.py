@@ -73,6 +73,7 @@ async def node_state(context: Context, _request: Request) -> Response:
         "manager_id": node.manager_id,
         "broker": {"address": _without_credentials(node.broker_address), "connected": node.mqtt_connected},
         "started_at": rfc3339(node.started_at),
+        "engine": node.engine,
         "pid": os.getpid(),
     }
     return reply(body)
