@@ -12,6 +12,7 @@ arguments, and what it prints is its result. Everything else is a function: inpu
 import contextlib
 import threading
 import time
+from typing import Final
 
 from wasmtime import Store, Trap, WasmtimeError
 
@@ -22,7 +23,10 @@ from proplet.agent.host_engine import Library, Loaded, LoadError
 from proplet.agent.host_interfaces import LoadedComponent
 from proplet.agent.host_output import Capture, Talk, Teller
 from proplet.agent.host_watch import STOPPED, Run, Watch, note_memory
+from proplet.agent.task_logs import plain
 from proplet.agent.worker_orders import STALE, Order, Report
+
+_ERROR_MOST: Final = 4096  # characters
 
 
 class Host:
@@ -79,7 +83,7 @@ class Host:
             with self._lock:
                 self._runs.pop(order.number, None)
                 self._stopped.discard(order.number)
-        return report._replace(run_s=time.monotonic() - began, hot=hot)
+        return report._replace(error=_sayable(report.error), run_s=time.monotonic() - began, hot=hot)
 
     def _run_loaded(self, order: Order, loaded: Loaded | LoadedComponent) -> Report:
         run = Run(order.wall_s, order.cpu_s)
@@ -130,6 +134,13 @@ def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run, talk: Talk) -
         peak_memory_bytes=run.memory_bytes if loaded.has_memory else 0,
         fuel_used=fuel_used,
     )
+
+
+def _sayable(error: str | None) -> str | None:
+    """Cut what is said of a guest, and escape its control characters: names that it chose stand in it."""
+    if error is None:
+        return None
+    return plain(error if len(error) <= _ERROR_MOST else f"{error[:_ERROR_MOST]}... ({len(error)} characters)")
 
 
 def _with_dropped(stdout: Capture, stderr: Capture) -> bytes:

@@ -50,12 +50,16 @@ async def test_a_guest_that_opens_files_without_end_takes_none_from_its_neighbou
 
 
 async def _used_up(pid: int) -> None:
-    """Wait until a process can open no more files: as many as it may, or as the test lets it."""
+    """Wait until a process can open no more files."""
     assert pid is not None
     most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     with anyio.fail_after(30):
-        while len(os.listdir(f"/proc/{pid}/fd")) < most:
+        while _descriptors(pid) < most:  # noqa: ASYNC110
             await anyio.sleep(0.01)
+
+
+def _descriptors(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 async def test_a_compiled_module_is_not_thrown_away_because_a_process_has_no_descriptors_left(node: Any) -> None:
@@ -70,3 +74,19 @@ async def test_a_compiled_module_is_not_thrown_away_because_a_process_has_no_des
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert library.get(str(artefact.path), metered=False, stack_bytes=MIB)[1] is False
+
+
+FORGED = r"""(module
+  (func $f (@name "f\0a2026-01-01 00:00:00 ERROR forged\1b[2J") unreachable)
+  (func (export "main") call $f))"""
+
+
+async def test_names_that_a_guest_chose_make_no_line_of_their_own_and_no_endless_message(node: Any) -> None:
+    outcome = await node.run(bytes(wat2wasm(FORGED)))
+    assert outcome.reason is Reason.TRAP
+    assert r"f\n2026-01-01" in outcome.error
+    assert outcome.error.isprintable()
+    exports = "".join(f'(func (export "{"n" * 90_000}{number}") (param v128))' for number in range(20))
+    outcome = await node.run(bytes(wat2wasm(f"(module {exports})")))
+    assert outcome.reason is Reason.UNKNOWN_EXPORT
+    assert len(outcome.error) < 5000
