@@ -121,6 +121,13 @@ def test_a_guest_that_reads_no_input_is_not_kept_waiting_for_it(home: Path) -> N
     assert out == b"42\n"
 
 
+def test_a_guest_without_any_standard_input_reads_none(home: Path) -> None:
+    # Descriptor 0 is then the next file that is opened, whatever it is.
+    line = f"exec {COMMAND} run -q wasi_program.wasm input <&-"
+    done = _done(["sh", "-c", line], DIRECTORY, environment(home), b"")
+    assert done == (0, "input: 0\n", "")
+
+
 def _tree(place: Path) -> dict[str, str]:
     """What is in a directory: the files' contents, the links' targets."""
     found = {}
