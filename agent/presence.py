@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCED = ("own", "inventory", "logs", "progress")
 _PROGRESS_S = 0.1
+_AWAY_S = 1.0  # how often it is looked for the broker
 _SETTLED_S = 1.0  # how often tasks are looked at of which all have been running for a while
 
 
@@ -63,6 +64,7 @@ class _Live:
     told: object = None
     running_since: float = 0.0  # monotonic; 0 is not running
     message: str = ""  # where it serves, for people
+    fetched: int = 0  # bytes
 
     def wants(self, topic: str) -> bool:
         return self.start.ext is not None and topic in self.start.ext.topics
@@ -97,6 +99,9 @@ class Presence:
         live = self._live.get(key)
         if live:
             live.stage, live.progress = stage.name, stage
+            if stage.name == "fetching":
+                self.meters.counts.fetched_bytes += max(0, stage.bytes_done - live.fetched)
+                live.fetched = stage.bytes_done
 
     def running(self, key: RunKey, restarts: int = 0) -> None:
         """A task's guest runs now, after so many runs before it."""
@@ -186,9 +191,8 @@ class Presence:
         while True:
             cpu, memory = self._vitals.measure()
             message = wire.PropletMetrics(self.proplet_id, self._settings.namespace, time.time(), cpu, memory)
-            if link.connected:
-                await self.tell(link, Route.METRICS, message, self._settings.qos)
-            await anyio.sleep(self._settings.metrics_s)
+            told = link.connected and await self.tell(link, Route.METRICS, message, self._settings.qos)
+            await anyio.sleep(self._settings.metrics_s if told else min(_AWAY_S, self._settings.metrics_s))
 
     async def _tell_metrics(self, link: Link, metrics: wire.TaskMetrics) -> bool:
         return await self.tell(link, Route.TASK_METRICS, metrics, self._settings.qos)

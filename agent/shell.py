@@ -36,6 +36,7 @@ from proplet.agent.events import (
     RunEnded,
     RunKey,
     Served,
+    Spent,
     StartReceived,
     Step,
     StopReceived,
@@ -121,6 +122,11 @@ class Shell:
         self._deciding = True  # until what the journal holds is taken over
         self._tasks: TaskGroup
         self.trouble: str | None = None
+
+    @property
+    def invoked(self) -> Spent:
+        """What all invocations have cost since the node was started."""
+        return self._invocations.spent_in_all
 
     def put(self, event: LinkEvent | Event) -> None:
         """Add an event to the inbox; from the event loop's thread only."""
@@ -300,6 +306,7 @@ class Shell:
         return StartReceived(replace(start, file=None), digest, payload_hash, delivery.duplicate)
 
     def _on_connected(self) -> None:
+        self._presence.meters.counts.connects += 1
         self._outbox.wake(from_start=True)
         self._invocations.connected()
         self._asked.set()
@@ -348,6 +355,7 @@ class Shell:
         if start.latent and artefact.serves_http:
             self._presence.ended(key)
             return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
+        self._presence.meters.prepared(artefact.start_kind)
         self._jobs[key] = job_of(
             key, start, artefact, self._settings.limits, given, proplet_id=self._presence.proplet_id
         )

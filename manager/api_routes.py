@@ -35,6 +35,7 @@ class NodeState:
         mqtt_connected: whether the manager is connected to it right now.
         started_at: epoch time of the start.
         engine: what the agent's guests run on, if there is an agent.
+        agent_metrics: what the agent of this node counts, in Prometheus' format.
     """
 
     version: str
@@ -45,6 +46,7 @@ class NodeState:
     mqtt_connected: bool = False
     started_at: float = 0.0
     engine: str | None = None
+    agent_metrics: Callable[[], str] = str
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ a GET's first line, answers once and closes; what is sent to it cannot change an
 import logging
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,12 +47,17 @@ class Answer:
     content_type: str = _TEXT
 
 
-Page = Callable[[], Answer]
+Page = Callable[[], Answer | Awaitable[Answer]]
 
 
-def metrics_page(lines: Callable[[], str]) -> Page:
+def metrics_page(lines: Callable[[], str | Awaitable[str]]) -> Page:
     """The page of metrics in Prometheus' format."""
-    return lambda: Answer(lines(), content_type=_METRICS)
+
+    async def page() -> Answer:
+        text = lines()
+        return Answer(text if isinstance(text, str) else await text, content_type=_METRICS)
+
+    return page
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ async def _serve(
                 stream: ByteStream = raw
                 if tls is not None:
                     stream = await TLSStream.wrap(raw, server_side=True, ssl_context=tls, standard_compatible=False)
-                await stream.send(_response(site.pages, await _request(stream)))
+                await stream.send(await _response(site.pages, await _request(stream)))
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
             pass  # it went away
         finally:
@@ -125,7 +130,7 @@ async def _request(stream: ByteStream) -> bytes:
     return head.partition(b"\r\n")[0]
 
 
-def _response(pages: Mapping[str, Page], line: bytes) -> bytes:
+async def _response(pages: Mapping[str, Page], line: bytes) -> bytes:
     parts = line.decode("latin-1").split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
         return _page(400, Answer("this is no HTTP/1 request\n"))
@@ -136,6 +141,8 @@ def _response(pages: Mapping[str, Page], line: bytes) -> bytes:
         return _page(404, Answer(f"here are {', '.join(pages)}\n"))
     try:
         answer = page()
+        if not isinstance(answer, Answer):
+            answer = await answer
     except Exception:
         log.exception("a defect of this program: %s", parts[1])
         return _page(500, Answer("the log says why\n"))
