@@ -144,7 +144,7 @@ class Programs:
     # --- running --------------------------------------------------------------------------------------------------
 
     async def _run(self, live: Live) -> Outcome:
-        given = flags.checked(live.job.argv, live.job.permissions)
+        given = await anyio.to_thread.run_sync(flags.checked, live.job.argv, live.job.permissions)
         flags.check_directories(live.job.permissions)
         await self._make_ready(live.job)
         invocation = args.running(live.job, given, self._terms())
