@@ -43,6 +43,7 @@ from proplet.agent.runtime_link import Link, LinkSettings
 from proplet.agent.runtime_outcome import (
     LOST_NOTE,
     SHARED_NOTE,
+    check,
     ended_with_its_worker,
     from_report,
     past,
@@ -269,9 +270,10 @@ class WorkerRuntime(Runtime):
             self._dispatch()
 
     def _reported(self, link: Link, report: Report) -> None:
-        ticket = link.tickets.pop(report.number, None)
+        ticket = link.tickets.get(report.number)
         if ticket is None:
             return
+        check(report)  # while the link has the ticket: with a link that talks nonsense ends all that it has
         self._failed_starts = 0
         if report.reason == STALE:
             ticket.stale = report.error or "damaged"
@@ -279,6 +281,7 @@ class WorkerRuntime(Runtime):
         else:
             peak_bytes = link.peak_bytes if report.peak_memory_bytes is None else None
             self._end(ticket, from_report(ticket.job, report, peak_bytes, own=link.own))
+        del link.tickets[ticket.number]
         link.job_done()
         self._release(ticket)
         self._dispatch()

@@ -235,7 +235,7 @@ class Link:
                 await child.wait()
             if child.killed_by_us or child.exit_text() == "still running":
                 self.end = self.end or f"closed its channel ({gone})"
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  whatever a worker says must end itself at most
             self.end = f"sent nonsense: {error!r}"
 
     def _take(self, kind: int, content: Any) -> None:
@@ -243,6 +243,8 @@ class Link:
             self._on_report(self, Report(*content))
         elif kind == OUTPUT:
             number, stream, data, lines, size = content
+            if not (type(stream) is str and type(data) is bytes and type(lines) is type(size) is int):
+                raise TypeError("output of another kind")
             if ticket := self.tickets.get(number):
                 ticket.hear(Output(stream, data, (lines, size)), keep=self.own)
         elif kind == READY:
