@@ -13,13 +13,15 @@ import pytest
 
 from proplet.agent import wire
 from proplet.agent.topics import Route
+from proplet.manager.model import PropletSpec
+from proplet.manager.pod_template import Identity, pod_of
 from tests.api.http import send
 from tests.manifests.test_manifest_corpus import SAMPLES
 from tests.node.conftest import agent_config
 from tests.node.test_jobs_on_a_node import Hub, hub, task  # noqa: F401
 from tests.node.test_latent_tasks import LOOP, deploy, invoke
 from tests.support import prometheus
-from tests.support.mosquitto import MosquittoServer, mosquitto  # noqa: F401
+from tests.support.mosquitto import CHANNEL, DOMAIN, PROPLET, MosquittoServer, free_port, mosquitto  # noqa: F401
 from tests.support.node import NodeProcess, Peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
@@ -94,8 +96,17 @@ async def test_a_pod_whose_template_switches_metrics_on_can_be_probed(
     tmp_path: Path,
     mosquitto: MosquittoServer,  # noqa: F811
 ) -> None:
-    environ = {"PROPLET_METRICS_ENABLED": "true", "PROPLET_METRICS_PORT": "0"}
-    with NodeProcess(tmp_path / "node", agent_config(mosquitto), environ) as node:
+    port = free_port()
+    k8s = {"image": "i", "env": {"metricsEnabled": True, "metricsPort": port}}
+    connection = {"tenantId": DOMAIN, "channelId": CHANNEL, "mqttAddress": mosquitto.address}
+    pod = pod_of(PropletSpec("k8s", connection=connection, k8s=k8s), Identity("proplet-1", None, PROPLET.password), ())
+    (container,) = pod["containers"]
+    environ = {each["name"]: each["value"] for each in container["env"] if each["name"] != "HOME"}
+    state = '[node]\nstate_dir = "state"\ncache_dir = "cache"\nruntime_dir = "run"\n'
+    with NodeProcess(tmp_path / "node", state, environ) as node:
+        assert container["readinessProbe"]["tcpSocket"]["port"] == port
+        async with await anyio.connect_tcp("127.0.0.1", port):
+            pass
         assert "proplet_tasks_started_total 0" in await page(node)
 
 
