@@ -2,17 +2,24 @@
 
 import os
 import resource
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from wasmtime import wat2wasm
+from wasmtime import Engine, Store, wat2wasm
+from wasmtime.component import Component, Linker
 
+from proplet.agent import host_ffi, wit
+from proplet.agent.builder_component import described
 from proplet.agent.cache import device_key
-from proplet.agent.host_engine import Library, LoadError
+from proplet.agent.host_engine import Library, LoadError, configuration
+from proplet.agent.host_wit import AnswerTooLargeError, call
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
+from proplet.agent.wit import Primitive
 from tests.runtime.conftest import open_node
+from tests.support.components import echo
 
 pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
@@ -90,3 +97,43 @@ async def test_names_that_a_guest_chose_make_no_line_of_their_own_and_no_endless
     outcome = await node.run(bytes(wat2wasm(f"(module {exports})")))
     assert outcome.reason is Reason.UNKNOWN_EXPORT
     assert len(outcome.error) < 5000
+
+
+RECORDS = """(component
+  (core module $m (memory (export "memory") 20)
+    (func (export "many") (result i32)
+      (i32.store (i32.const 16) (i32.const 64)) (i32.store (i32.const 20) (i32.const 1048576)) (i32.const 16)))
+  (core instance $i (instantiate $m))
+  (type $record (record (field "a" u8))) (export $r "r" (type $record))
+  (type $list (list $r))
+  (func (export "many") (result $list) (canon lift (core func $i "many") (memory (core memory $i "memory")))))"""
+
+
+def test_an_answer_of_which_nobody_could_keep_the_text_never_becomes_python() -> None:
+    with Engine(configuration(metered=False)) as engine, Store(engine) as store:
+        component = Component(engine, wat2wasm(RECORDS))
+        kind = wit.function_from_json(described(component, engine).functions["many"])
+        store.set_epoch_deadline(1)
+        function = Linker(engine).instantiate(store, component).get_func(store, "many")
+        assert function is not None
+        tracemalloc.start()
+        try:
+            with pytest.raises(AnswerTooLargeError):
+                call(host_ffi.context(store), host_ffi.component_function(function), kind, [], most=MIB)
+            assert tracemalloc.get_traced_memory()[1] < MIB
+        finally:
+            tracemalloc.stop()
+
+
+async def test_the_task_is_told_that_its_answer_was_too_large(node: Any) -> None:
+    outcome = await node.run(bytes(wat2wasm(RECORDS)), "many", output_bytes=1000)
+    assert outcome.reason is Reason.OUTPUT_LIMIT
+    assert "more characters than the 1000 allowed" in outcome.error
+
+
+async def test_a_string_is_as_long_as_the_limit_allows_and_no_longer(node: Any) -> None:
+    text = '"' + "x" * 998 + '"'
+    component = bytes(wat2wasm(echo([Primitive("string")])))
+    assert (await node.run(component, "echo-0", f"[{text}]", output_bytes=1002)).results == f"[{text}]"
+    outcome = await node.run(component, "echo-0", f"[{text}]", output_bytes=1001)
+    assert outcome.reason is Reason.OUTPUT_LIMIT
