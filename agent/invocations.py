@@ -31,7 +31,10 @@ _UNSENT_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class InvocationBounds:
-    """How many invocations may be open at once, their inputs' bytes, and what is remembered of answered ones."""
+    """How many invocations may be open at once, the bytes of their inputs and results, what is remembered of others.
+
+    An invocation is open until its answer is sent. As many refusals may wait to be sent as invocations may be open.
+    """
 
     open: int = 256
     open_bytes: int = 64 * 1024 * 1024
@@ -88,6 +91,7 @@ class Invocations:
         self._answered_bytes = 0
         self._unsent: deque[tuple[float, InvokeResult]] = deque(maxlen=_UNSENT_MAX)
         self._number = 0
+        self._sending = 0
         self.spent_in_all = Spent()
 
     def open(self, link: Link, topics: Topics, proplet_id: str, tasks: TaskGroup) -> None:
@@ -117,7 +121,7 @@ class Invocations:
         for call in self._waiting.pop(key, ()):
             answer = self._refusal(call.invoke, why)
             self._close(call, answer)
-            self._tasks.start_soon(self._send, answer)
+            self._send_soon(answer)
 
     def tally(self, key: RunKey) -> tuple[Spent, Collection[str]]:
         """Return what the answered invocations of a task have cost, and the keys of those that run."""
@@ -150,19 +154,19 @@ class Invocations:
             return
         where = self._invocable(invoke.id)
         if isinstance(where, str):
-            self._tasks.start_soon(self._send, self._refusal(invoke, where))
+            self._send_soon(self._refusal(invoke, where))
             return
-        size = sum(map(len, invoke.inputs)) + sum(map(len, invoke.env.values()))
+        size = sum(map(len, invoke.inputs)) + sum(map(len, invoke.env)) + sum(map(len, invoke.env.values()))
         call = _Call(invoke, size, time.monotonic())
         if invoke.invocation_id:
             if call.mark in self._open:
                 return  # its answer is on the way
             if (known := self._answered.get(call.mark)) is not None:
-                self._tasks.start_soon(self._send, known)
+                self._send_soon(known)
                 return
         if self._open_count >= self._bounds.open or self._open_bytes + size > self._bounds.open_bytes:
             why = f"{self._open_count} invocations are under way on this proplet, as many as it takes: try again later"
-            self._tasks.start_soon(self._send, self._refusal(invoke, why, Reason.OVERLOADED))
+            self._send_soon(self._refusal(invoke, why, Reason.OVERLOADED))
             return
         self._open.add(call.mark)
         self._open_count += 1
@@ -178,18 +182,25 @@ class Invocations:
         unsent, self._unsent = self._unsent, deque(maxlen=_UNSENT_MAX)
         for since, answer in unsent:
             if time.monotonic() - since < PATIENCE_S:
-                self._tasks.start_soon(self._send, answer)
+                self._send_soon(answer)
 
     async def _serve(self, call: _Call, deployed: _Deployed) -> None:
         answer: InvokeResult | None = None
+        waits = 0
         try:
             outcome = await self._outcome(call, deployed)
             deployed.spent = deployed.spent.plus(outcome)
             self.spent_in_all = self.spent_in_all.plus(outcome)
             answer = self._answer(call, deployed, outcome)
+            del outcome
+            if self._open_bytes + _size(answer) > self._bounds.open_bytes:
+                answer = _without_results(answer)
+            waits = _size(answer)
+            self._open_bytes += waits
+            await self._send(answer)
         finally:
+            self._open_bytes -= waits
             self._close(call, answer)
-        await self._send(answer)
 
     async def _outcome(self, call: _Call, deployed: _Deployed) -> Outcome:
         job, invoke = deployed.job, call.invoke
@@ -265,6 +276,18 @@ class Invocations:
             _, oldest = self._answered.popitem(last=False)
             self._answered_bytes -= _size(oldest)
 
+    def _send_soon(self, answer: InvokeResult) -> None:
+        """Send unless too many wait for that: who asks faster than the broker takes answers gets none."""
+        if self._sending < 2 * self._bounds.open:
+            self._sending += 1
+            self._tasks.start_soon(self._send_counted, answer)
+
+    async def _send_counted(self, answer: InvokeResult) -> None:
+        try:
+            await self._send(answer)
+        finally:
+            self._sending -= 1
+
     async def _send(self, answer: InvokeResult) -> None:
         try:
             try:
@@ -278,6 +301,14 @@ class Invocations:
 
 def _is_there(job: Job) -> bool:
     return os.path.exists(job.artefact.path)  # noqa: PTH110  (asked for every call, and several times faster)
+
+
+def _without_results(answer: InvokeResult) -> InvokeResult:
+    if answer.error is not None:
+        return replace(answer, results="")
+    text = f"its result of {len(answer.results)} characters was dropped: too much waits to be sent, try again later"
+    ext = replace(answer.ext or wire.ResultTerms(), reason=Reason.OVERLOADED)
+    return replace(answer, results="", error=text, ext=ext)
 
 
 def _size(answer: InvokeResult) -> int:

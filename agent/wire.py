@@ -427,6 +427,9 @@ class Invoke:
     def check(self) -> None:
         """Raise ValueError where the command cannot be carried out."""
         check_id(self.id)
+        if len(self.invocation_id) > ID_LENGTH_MAX:
+            size = len(self.invocation_id)
+            raise ValueError(f"invocation_id has {size} characters, more than the {ID_LENGTH_MAX} allowed")
 
 
 # --- outcomes ----------------------------------------------------------------------------------------------------

@@ -148,6 +148,54 @@ async def test_nothing_of_an_invocation_is_left_behind_nor_written_down(tmp_path
         assert not any(deployed.live for deployed in invocations._deployed.values())
 
 
+async def test_an_invocation_with_an_endless_id_is_not_run_and_its_id_not_kept(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+        invoke(agent, "i" * 1025)
+        invoke(agent, "i" * 1024)
+        assert list(await answers(agent, 1)) == ["i" * 1024]
+        assert len(agent.shell._invocations._answered) == 1
+
+
+async def test_answers_that_the_broker_does_not_take_do_not_pile_up(tmp_path: Path) -> None:
+    async with open_agent(tmp_path, invocations=InvocationBounds(open=4)) as agent:
+        await deploy(agent)
+        agent.link.held = anyio.Event()
+        for n in range(50):
+            invoke(agent, f"i{n}", "1", "2")
+            invoke(agent, f"unknown{n}", task_id="nobody")
+            await anyio.lowlevel.checkpoint()
+        await agent.link.until(lambda: len(agent.link.acknowledged) == 101)
+        invocations = agent.shell._invocations
+        assert invocations._open_count == 4
+        assert invocations._sending <= 8
+        agent.link.held.set()
+        found = await answers(agent, 5)
+        assert sum(answer.error is None for answer in found.values()) <= 4
+        with anyio.fail_after(10):
+            while invocations._sending or invocations._open_count:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        invoke(agent, "again", "1", "2")
+        await agent.link.until(lambda: "again" in {a.invocation_id for a in agent.link.all(Route.INVOKE_RESULTS)})
+
+
+async def test_results_that_wait_to_be_sent_are_bounded_in_bytes(tmp_path: Path) -> None:
+    async with open_agent(tmp_path, invocations=InvocationBounds(open_bytes=5000)) as agent:
+        await deploy(agent, name="echo", inputs=())
+        agent.link.held = anyio.Event()
+        for n in range(4):
+            invoke(agent, f"i{n}", env={"A": "x" * 700})
+        with anyio.fail_after(20):
+            while sum(task.spent.runs for task in agent.shell._invocations._deployed.values()) < 4:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        agent.link.held.set()
+        found = await answers(agent, 4)
+        dropped = [answer for answer in found.values() if answer.error is not None]
+        assert 0 < len(dropped) < 4
+        assert {answer.results for answer in dropped} == {""}
+        assert all("waits to be sent" in str(answer.error) for answer in dropped)
+
+
 async def test_a_latent_task_is_prepared_again_after_a_restart_without_anybody_asking(tmp_path: Path) -> None:
     async with open_agent(tmp_path) as agent:
         await deploy(agent)
