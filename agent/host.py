@@ -9,7 +9,6 @@ Entry points, by the reference's rule: ``_initialize`` first if it is exported; 
 arguments, and what it prints is its result. Everything else is a function: inputs are its typed parameters.
 """
 
-import contextlib
 import threading
 import time
 from typing import Final
@@ -63,10 +62,15 @@ class Host:
         live = [(number, run) for number, run in list(self._runs.items()) if run is not None]
         return {number: (run.cpu_s(), run.memory_bytes, now - run.started) for number, run in live}
 
-    def load(self, path: str, *, metered: bool, stack_bytes: int) -> None:
-        """Load a module that may be run soon; what is wrong with it, its run will say."""
-        with contextlib.suppress(RottenError, LoadError):
+    def load(self, path: str, *, metered: bool, stack_bytes: int) -> tuple[str, str] | None:
+        """Load a module that may be run soon; return the reason and the text if all its runs would be refused."""
+        try:
             self._library.get(path, metered=metered, stack_bytes=stack_bytes)
+        except LoadError as error:
+            return error.reason, str(error)
+        except RottenError:
+            return None  # its run says so, and it is made again
+        return None
 
     def run(self, order: Order) -> Report:
         """Run the guest of `order`; `expect` was called before."""

@@ -204,11 +204,11 @@ class Runtime(Protocol):
         """Make ready to run: a job is about to come. Cheap when ready already, and never necessary."""
         ...
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Load a module where jobs with these limits would run it: the first of them finds it loaded.
+    async def preload(self, job: Job) -> Outcome | None:
+        """Load a job's module where it would run, so that its runs find it loaded; return how all would end, or None.
 
-        Returns at once and promises nothing: a worker that nobody uses is stopped after a while, and what it had
-        loaded is loaded again by the next job.
+        Promises nothing: None may be because it could not be tried, and a worker that nobody uses is stopped after a
+        while; what it had loaded is loaded again by the next job.
         """
         ...
 

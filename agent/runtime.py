@@ -29,8 +29,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from proplet.agent.ports import (
-    Artefact,
-    GuestLimits,
     Job,
     Modules,
     Notice,
@@ -40,10 +38,10 @@ from proplet.agent.ports import (
     nobody,
 )
 from proplet.agent.runtime_link import Link, LinkSettings
+from proplet.agent.runtime_nonsense import check
 from proplet.agent.runtime_outcome import (
     LOST_NOTE,
     SHARED_NOTE,
-    check,
     ended_with_its_worker,
     from_report,
     past,
@@ -68,6 +66,7 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
 _STALE_TRIES: Final = 3
 _MOST_SHARED: Final = 8  # among a hundred daemons, so many are needed to find the one that ends its worker
 _SAMPLE_TIMEOUT_S: Final = 1.0
+_LOAD_TIMEOUT_S: Final = 30.0
 
 
 @asynccontextmanager
@@ -135,14 +134,13 @@ class WorkerRuntime(Runtime):
         if not self._closed:
             self._open_shared()
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Load a module soon; see the port."""
+    async def preload(self, job: Job) -> Outcome | None:
+        """Load a module; see the port."""
         if self._closed:
-            return
-        if wants_own(artefact, limits):
-            self._own.preload(artefact, limits)
-        else:
-            self._open_shared().load(artefact, limits)
+            return None
+        link = self._own.spare(job.artefact) if wants_own(job) else self._open_shared()
+        refusal = await link.load(job, _LOAD_TIMEOUT_S) if link else None
+        return Outcome(refusal[0], error=refusal[1]) if refusal else None
 
     def worker_of(self, key: str) -> int | None:
         """The process id of the worker that has a job, for measuring it."""
@@ -263,6 +261,7 @@ class WorkerRuntime(Runtime):
         try:
             await link.serve(delay_s)
         finally:
+            link.forget()
             self._links.discard(link)
             self._own.gone(link)
         if not self._closed:

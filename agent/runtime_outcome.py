@@ -1,8 +1,6 @@
 """How a run ended, put into words: from a worker's report, and from what became of the worker itself."""
 
 import time
-from collections.abc import Mapping
-from types import MappingProxyType, NoneType
 from typing import Final
 
 from proplet.agent.ports import Job, Outcome, StartKind
@@ -16,33 +14,6 @@ UNKNOWN_NOTE: Final = "not known: the engine does not tell it, and the kernel di
 LOST_NOTE: Final = "not known: its worker was gone before anybody could ask"
 OWN_NOTE: Final = "its worker's peak, the engine included: it had the worker to itself"
 _MIB: Final = 1024 * 1024
-
-
-_NUMBER: Final = (int, float, NoneType)
-_KINDS: Final[Mapping[str, tuple[type, ...]]] = MappingProxyType(
-    {
-        "number": (int,),
-        "reason": (str,),
-        "results": (str, NoneType),
-        "error": (str, NoneType),
-        "exit_code": (int, NoneType),
-        "stdout": (bytes,),
-        "stderr": (bytes,),
-        "cpu_s": _NUMBER,
-        "peak_memory_bytes": (int, NoneType),
-        "run_s": (int, float),
-        "hot": (bool,),
-        "fuel_used": (int, NoneType),
-    }
-)
-_FIELDS: Final = tuple(_KINDS[name] for name in Report._fields)
-
-
-def check(report: Report) -> None:
-    """Raise TypeError where a report is none of ours: a guest may have taken its worker over."""
-    for value, kinds in zip(report, _FIELDS, strict=True):
-        if type(value) not in kinds:
-            raise TypeError(f"a report with {value!r:.100} where {kinds[0].__name__} belongs")
 
 
 def unsayable(job: Job) -> str | None:

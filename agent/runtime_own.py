@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from proplet.agent.ports import Artefact, GuestLimits
+from proplet.agent.ports import Artefact
 from proplet.agent.runtime_link import Link
 from proplet.agent.runtime_ticket import Ticket
 
@@ -70,15 +70,14 @@ class OwnWorkers:
                     link.give([ticket])
                 lane.waiting.popleft()
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Let a worker that no job needs now load a module; where there is none and can be none, nothing happens."""
+    def spare(self, artefact: Artefact) -> Link | None:
+        """Return the worker that the next short job with a module would get, if it would get one now."""
         free = self._free()
-        if any(artefact.module_digest in link.modules for link in self._links):
-            return
+        if (same := next((link for link in free if artefact.module_digest in link.modules), None)) is not None:
+            return same
         if free:
-            free[-1].load(artefact, limits)
-        elif len(self._links) < self._short.workers:
-            self._start().load(artefact, limits)
+            return free[-1]
+        return self._start() if len(self._links) < self._short.workers else None
 
     def _place(self, ticket: Ticket, lane: _Lane) -> Link | None:
         free, digest = self._free(), ticket.job.artefact.module_digest

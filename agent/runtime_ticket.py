@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleKind, Notice, Outcome, Output, nobody
+from proplet.agent.ports import Job, ModuleKind, Notice, Outcome, Output, nobody
 from proplet.agent.task_logs import DAEMON_BYTES
 from proplet.agent.worker_orders import Order
 
@@ -50,15 +50,8 @@ class Ticket:
 
     @property
     def wants_own(self) -> bool:
-        """Whether it gets a worker of its own: see the function, and because of what it is given.
-
-        Who has directories can open files until its process may open no more, and wait in a pipe. The text of a
-        component's arguments is read outside the guest, where none of its limits holds.
-        """
-        job = self.job
-        if job.permissions.dirs or wants_own(job.artefact, job.limits):
-            return True
-        return job.artefact.kind is ModuleKind.COMPONENT and sum(map(len, job.inputs)) > _LONG_TEXT
+        """See the function."""
+        return wants_own(self.job)
 
     @property
     def due(self) -> tuple[float, str]:
@@ -91,12 +84,16 @@ class Ticket:
         self.said.clear()
 
 
-def wants_own(artefact: Artefact, limits: GuestLimits) -> bool:
+def wants_own(job: Job) -> bool:
     """True if a guest gets a worker of its own.
 
-    Either it can block inside the engine, where only its process's end reaches it; or it is a component that stays.
+    It can block inside the engine, where only its process's end reaches it; or it is a component that stays. Who has
+    directories can open files until its process may open no more, and wait in a pipe. The text of a component's
+    arguments is read outside the guest, where none of its limits holds.
     """
-    return artefact.waits or (limits.wall_s is None and artefact.kind is ModuleKind.COMPONENT)
+    if job.artefact.waits or job.permissions.dirs:
+        return True
+    return job.artefact.kind is ModuleKind.COMPONENT and (job.daemon or sum(map(len, job.inputs)) > _LONG_TEXT)
 
 
 def order_of(ticket: Ticket) -> Order:

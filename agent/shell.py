@@ -225,6 +225,8 @@ class Shell:
         return wanted_by(effect, self._settings.pull_policy, self._settings.limits)
 
     def _at_hand(self, effect: Prepare) -> Event | None:
+        if effect.start.latent:
+            return None  # whether it can be loaded is asked first
         given = self._grants.at_once(effect.start)
         if given is None or (artefact := self._modules.ready(self._wanted(effect))) is None:
             return None
@@ -370,6 +372,8 @@ class Shell:
                 self._runtime.warm()  # while the module is made ready
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
                 event = self._prepared(effect, artefact, given)
+                if effect.start.latent and isinstance(event, ModuleReady):
+                    event = await self._refused(key) or event
             except (GrantError, ModuleError) as error:
                 event = ModuleFailed(key, error.reason, str(error))
             except StorageError as error:
@@ -381,6 +385,14 @@ class Shell:
         if not isinstance(event, ModuleReady):
             self._presence.ended(key)
         self.put(event)
+
+    async def _refused(self, key: RunKey) -> ModuleFailed | None:
+        """Load a latent task's module: what would end every invocation ends the deployment."""
+        refusal = await self._runtime.preload(self._jobs[key])
+        if refusal is None:
+            return None
+        del self._jobs[key]
+        return ModuleFailed(key, refusal.reason, refusal.error or refusal.reason.value)
 
     def _deploy(self, effect: Deploy) -> None:
         key, start = effect.key, effect.start

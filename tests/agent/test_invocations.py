@@ -77,6 +77,25 @@ async def test_what_waits_for_a_module_that_cannot_be_prepared_is_told_why(tmp_p
         assert answer.error == result.error
 
 
+async def test_a_module_that_cannot_be_loaded_fails_its_deployment_with_the_reason(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        for count, task_id in enumerate(("f", "again"), 1):  # the second time, the module is at hand
+            agent.start(task_id, "missing_import", inputs=(), latent=True)
+            await agent.link.until(lambda count=count: len(agent.link.all(Route.RESULTS)) == count)
+            result = agent.link.all(Route.RESULTS)[-1]
+            assert (result.task_id, result.ext.reason) == (task_id, wire.Reason.MISSING_IMPORT)
+            assert "nothing here provides the import" in result.error
+        assert not agent.shell._jobs
+
+
+async def test_the_first_invocation_finds_the_module_loaded(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        await deploy(agent)
+        invoke(agent, "i1")
+        usage = (await answers(agent, 1))["i1"].ext.usage  # type: ignore[union-attr]
+        assert usage.start_kind == "hot"
+
+
 async def test_a_stop_ends_the_invocations_of_the_task(tmp_path: Path) -> None:
     async with open_agent(tmp_path) as agent:
         await deploy(agent, name="loop", inputs=())
