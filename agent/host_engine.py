@@ -15,7 +15,7 @@ from wasmtime import Config, Engine, InstancePre, Linker, Module, WasmtimeError
 from wasmtime.component import Component
 
 from proplet.agent import wasi
-from proplet.agent.cache import FEATURES, SHORTAGES, Record, RottenError, discard, verify
+from proplet.agent.cache import FEATURES, SHORTAGES, Digests, Record, RottenError, discard, verify
 from proplet.agent.engines import CRANELIFT, PULLEY
 from proplet.agent.host_interfaces import LoadedComponent, missing
 from proplet.agent.wit import WitError, function_from_json
@@ -82,6 +82,7 @@ class Library:
         self._engine_name = engine
         self._key = key
         self._budget = budget_bytes
+        self._digests = Digests()
         self._engines: dict[tuple[bool, int], tuple[Engine, Linker]] = {}
         self._loaded: OrderedDict[tuple[str, int], Loaded | LoadedComponent] = OrderedDict()
         self._lock = threading.Lock()
@@ -120,7 +121,7 @@ class Library:
             return loaded, False
 
     def _load(self, path: Path, metered: bool, stack: int) -> Loaded | LoadedComponent:
-        record = verify(path, self._key)
+        record = verify(path, self._key, self._digests)
         if record.metered != metered:
             raise RottenError(f"{path} was compiled {'with' if record.metered else 'without'} fuel metering")
         engine, linker = self._engine(metered, stack)
