@@ -56,7 +56,7 @@ async def test_a_guest_that_opens_files_without_end_takes_none_from_its_neighbou
             node.runtime.stop(hostile.key)
 
 
-async def _used_up(pid: int) -> None:
+async def _used_up(pid: int | None) -> None:
     """Wait until a process can open no more files."""
     assert pid is not None
     most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
