@@ -1,5 +1,6 @@
 """Guests that mean harm: to their neighbours, to the memory of the node, and to whoever reads what is said of them."""
 
+import json
 import os
 import resource
 import tracemalloc
@@ -15,7 +16,7 @@ from proplet.agent import host_ffi, wit
 from proplet.agent.builder_component import described
 from proplet.agent.cache import device_key
 from proplet.agent.host_engine import Library, LoadError, configuration
-from proplet.agent.host_wit import AnswerTooLargeError, call
+from proplet.agent.host_wit import AnswerTooLargeError, call, unspeakable
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
 from proplet.agent.wit import Primitive
 from tests.runtime.conftest import open_node
@@ -137,3 +138,21 @@ async def test_a_string_is_as_long_as_the_limit_allows_and_no_longer(node: Any) 
     assert (await node.run(component, "echo-0", f"[{text}]", output_bytes=1002)).results == f"[{text}]"
     outcome = await node.run(component, "echo-0", f"[{text}]", output_bytes=1001)
     assert outcome.reason is Reason.OUTPUT_LIMIT
+
+
+def test_a_small_component_cannot_declare_types_without_end() -> None:
+    kind = f"(tuple {' '.join(['u8'] * 9000)})"
+    lift = '(canon lift (core func $i "f") (memory (core memory $i "memory")) (realloc (core func $i "realloc")))'
+    functions = "".join(f'(func (export "f{number}") (param "p" $t) {lift})' for number in range(100))
+    text = f"""(component
+      (core module $m (memory (export "memory") 1) (func (export "f") (param i32))
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 0)))
+      (core instance $i (instantiate $m))
+      (type $t {kind})
+      {functions})"""
+    with Engine(configuration(metered=False)) as engine:
+        found = described(Component(engine, wat2wasm(text)), engine).functions
+    assert len(found) == 100
+    assert len(json.dumps(found)) < MIB
+    assert str(wit.function_from_json(found["f0"]).parameters[0][1]).startswith("tuple<u8, u8")
+    assert unspeakable(wit.function_from_json(found["f99"]).parameters[0][1]) is not None
