@@ -294,7 +294,12 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
         )
         will = parts.will_of(topics, about)
         counted.agent = AgentMetrics(
-            presence.meters, vitals, runtime, lambda: shell.invoked, lambda: len(workers.worker_pids)
+            presence.meters,
+            vitals,
+            runtime,
+            invoked=lambda: shell.invoked,
+            workers=lambda: len(workers.worker_pids),
+            fetched_bytes=lambda: modules.fetched_bytes,
         )
         async with (
             open_metrics(settings.agent.metrics_address, counted.agent),

@@ -29,10 +29,11 @@ class AgentMetrics:
     runtime: Runtime
     invoked: Callable[[], Spent]
     workers: Callable[[], int]
+    fetched_bytes: Callable[[], int]
 
     def work(self) -> str:
         """Return what the agent has done, for the page of a manager, which hears the rest from the wire."""
-        return _text(metrics_page.work(self.meters, self.invoked(), self.workers()))
+        return _text(metrics_page.work(self.meters, self.invoked(), self.workers(), self.fetched_bytes()))
 
     async def everything(self) -> str:
         """Return all of it, measured now."""

@@ -38,7 +38,6 @@ class Counts:
     cpu_s: float = 0.0
     run_s: float = 0.0
     connects: int = 0
-    fetched_bytes: int = 0
     modules: dict[str, int] = field(default_factory=lambda: {"cache": 0, "build": 0})
 
 

@@ -26,7 +26,7 @@ def _plain(name: str, kind: str, explanation: str, value: float) -> Family:
     return Family(name, kind, explanation, [({}, value)])
 
 
-def work(meters: Metering, invoked: Spent, workers: int) -> Iterator[Family]:
+def work(meters: Metering, invoked: Spent, workers: int, fetched_bytes: int) -> Iterator[Family]:
     """Yield what this device has done since its node was started, and is doing."""
     counts = meters.counts
     totals = (
@@ -40,7 +40,7 @@ def work(meters: Metering, invoked: Spent, workers: int) -> Iterator[Family]:
         ("proplet_invocation_cpu_seconds_total", "CPU time of answered invocations.", invoked.cpu_s or 0.0),
         ("proplet_invocation_seconds_total", "Wall time of answered invocations.", invoked.run_s),
         ("proplet_mqtt_reconnects_total", "Connections to the broker, the first one included.", counts.connects),
-        ("proplet_wasm_fetch_bytes_total", "Bytes of modules fetched from registries.", counts.fetched_bytes),
+        ("proplet_wasm_fetch_bytes_total", "Bytes of modules fetched from registries.", fetched_bytes),
     )
     for name, explanation, value in totals:
         yield _plain(name, "counter", explanation, value)

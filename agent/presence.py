@@ -64,7 +64,6 @@ class _Live:
     told: object = None
     running_since: float = 0.0  # monotonic; 0 is not running
     message: str = ""  # where it serves, for people
-    fetched: int = 0  # bytes
 
     def wants(self, topic: str) -> bool:
         return self.start.ext is not None and topic in self.start.ext.topics
@@ -99,9 +98,6 @@ class Presence:
         live = self._live.get(key)
         if live:
             live.stage, live.progress = stage.name, stage
-            if stage.name == "fetching":
-                self.meters.counts.fetched_bytes += max(0, stage.bytes_done - live.fetched)
-                live.fetched = stage.bytes_done
 
     def running(self, key: RunKey, restarts: int = 0) -> None:
         """A task's guest runs now, after so many runs before it."""

@@ -21,8 +21,10 @@ from tests.node.conftest import agent_config
 from tests.node.test_jobs_on_a_node import Hub, hub, task  # noqa: F401
 from tests.node.test_latent_tasks import LOOP, deploy, invoke
 from tests.support import prometheus
+from tests.support.modules import ADDITION, padded
 from tests.support.mosquitto import CHANNEL, DOMAIN, PROPLET, MosquittoServer, free_port, mosquitto  # noqa: F401
 from tests.support.node import NodeProcess, Peer
+from tests.support.registry import running_registry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
 
@@ -90,6 +92,20 @@ async def test_an_agent_tells_what_it_has_done_and_what_runs_now(agent: NodeProc
     after = prometheus.read(await page(agent))
     assert not after["proplet_task_cpu_seconds_total"], "what has ended leaves no series behind"
     assert prometheus.value(after, "proplet_tasks_stopped_total") == 1
+
+
+async def test_what_is_fetched_is_counted_once_however_many_tasks_wait_for_it(
+    agent: NodeProcess, peer: Peer, tmp_path: Path
+) -> None:
+    wasm = padded(ADDITION, 3_000_000)
+    with running_registry(tmp_path / "registry") as registry:
+        registry.push("wasm/large", "1", wasm)
+        for number in range(3):
+            await peer.start(f"t{number}", image_url=f"{registry.address}/wasm/large:1")
+        for number in range(3):
+            assert (await peer.result(f"t{number}")).results == "42"
+    fetched = prometheus.value(prometheus.read(await page(agent)), "proplet_wasm_fetch_bytes_total")
+    assert fetched == len(wasm)
 
 
 async def test_a_pod_whose_template_switches_metrics_on_can_be_probed(
