@@ -85,7 +85,7 @@ class Reason(Enum):
     DIGEST_MISMATCH = "digest_mismatch"
     NOT_SUPPORTED = "not_supported"
     PERMISSION_DENIED = "permission_denied"
-    SECRET_UNAVAILABLE = "secret_unavailable"
+    SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 - a word for what is missing
     WORKER_CRASHED = "worker_crashed"
     QUARANTINED = "quarantined"
     OVERLOADED = "overloaded"
