@@ -6,7 +6,6 @@ once and is answered twice.
 """
 
 import logging
-import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
@@ -205,15 +204,19 @@ class Invocations:
     async def _outcome(self, call: _Call, deployed: _Deployed) -> Outcome:
         job, invoke = deployed.job, call.invoke
         self._number += 1
-        job = replace(
-            job,
-            key=f"{job.key}-inv-{self._number}",
-            inputs=invoke.inputs or job.inputs,
-            env={**job.env, **invoke.env} if invoke.env else job.env,
+        job = Job(
+            f"{job.key}-inv-{self._number}",
+            job.artefact,
+            job.export,
+            invoke.inputs or job.inputs,
+            job.argv,
+            {**job.env, **invoke.env} if invoke.env else job.env,
+            job.limits,
+            job.permissions,
+            job.stdin,
+            invoked=True,
         )
         try:
-            if not _is_there(job):
-                job = await self._prepared_again(job, deployed)
             outcome = await self._run(job, deployed)
             if outcome.reason is Reason.MODULE_UNAVAILABLE:  # the store has dropped it
                 outcome = await self._run(await self._prepared_again(job, deployed), deployed)
@@ -297,10 +300,6 @@ class Invocations:
                 await self._link.publish(self._topic, codec.encode(short), 1)
         except NotConnectedError:
             self._unsent.append((time.monotonic(), answer))
-
-
-def _is_there(job: Job) -> bool:
-    return os.path.exists(job.artefact.path)  # noqa: PTH110  (asked for every call, and several times faster)
 
 
 def _without_results(answer: InvokeResult) -> InvokeResult:

@@ -143,7 +143,10 @@ class GuestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a module. `key` is unique among live runs; `argv` follows the program name for WASI commands."""
+    """One run of a module. `key` is unique among live runs; `argv` follows the program name for WASI commands.
+
+    `invoked`: somebody waits for the answer of an invocation; it has slots of its own, which no long job keeps.
+    """
 
     key: str
     artefact: Artefact
@@ -154,6 +157,7 @@ class Job:
     limits: GuestLimits = field(default_factory=GuestLimits)
     permissions: Permissions = field(default_factory=Permissions)
     stdin: bytes = b""
+    invoked: bool = False
 
     @property
     def daemon(self) -> bool:

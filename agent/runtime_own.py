@@ -4,7 +4,8 @@ Place in the flow: `runtime` puts jobs here that cannot share a worker, and susp
 most `most` workers; a job takes a free one that ran its module, or for a short job the one that was free the longest,
 or a new one. A daemon gets a new one, for which a free one is ended when there are as many as may be: it stays, and
 what others have left behind in a used worker would stay with it. Who finds none waits, in order of arrival; daemons
-leave a quarter of the workers to short jobs, and suspects have two beyond all. Decides only: links do.
+leave a quarter of the workers to short jobs, invocations go before these, suspects have two workers beyond all.
+Decides only: links do.
 """
 
 from collections import deque
@@ -36,21 +37,24 @@ class OwnWorkers:
     def __init__(self, most: int, short_most: int, open_link: Callable[[], Link]) -> None:
         most = max(_FEWEST, most)
         self._short = _Lane(min(most, short_most), most)
+        self._invoked = _Lane(min(most, short_most), most)
         self._daemons = _Lane(most - max(1, most // 4), most)
         self._suspects = _Lane(_SUSPECTS, most + _SUSPECTS)
+        self._lanes = (self._suspects, self._invoked, self._short, self._daemons)
         self._open_link = open_link
         self._links: set[Link] = set()
 
     def add(self, ticket: Ticket, *, first: bool = False) -> bool:
         """Let a job wait for a worker; `first` if it has waited before. True if it will get one at once."""
-        lane = self._suspects if ticket.suspect else self._daemons if ticket.daemon else self._short
+        usual = self._daemons if ticket.daemon else self._invoked if ticket.job.invoked else self._short
+        lane = self._suspects if ticket.suspect else usual
         lane.waiting.appendleft(ticket) if first else lane.waiting.append(ticket)
         self.dispatch()
         return ticket.link is not None
 
     def ended(self, ticket: Ticket) -> None:
         """A job is done with its worker, or has lost it."""
-        for lane in (self._suspects, self._short, self._daemons):
+        for lane in self._lanes:
             lane.running.discard(ticket)
 
     def gone(self, link: Link) -> None:
@@ -59,7 +63,7 @@ class OwnWorkers:
 
     def dispatch(self) -> None:
         """Give workers to those who wait and may have one."""
-        for lane in (self._suspects, self._short, self._daemons):
+        for lane in self._lanes:
             while lane.waiting and len(lane.running) < lane.most:
                 ticket = lane.waiting[0]
                 if not ticket.done.is_set():

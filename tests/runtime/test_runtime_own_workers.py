@@ -191,6 +191,28 @@ async def test_a_preloaded_module_is_hot_at_its_first_run(node: Any) -> None:
     assert len(node.runtime.worker_pids) == 2
 
 
+async def test_an_invocation_gets_the_next_worker_of_its_own_before_other_jobs(warm_directory: Path) -> None:
+    ended: list[str] = []
+    async with open_node(warm_directory, max_own_workers=2) as node, anyio.create_task_group() as tasks:
+
+        async def run(job: Job) -> None:
+            await node.runtime.run(job)
+            ended.append(job.key)
+
+        for number in range(2):
+            tasks.start_soon(run, await node.job(WAITING, "sleep", ["1000000"], key=f"long-{number}"))
+        await node.running("long-0", "long-1")
+        for key, invoked in (("job", False), ("invocation", True)):
+            tasks.start_soon(run, await node.job(WAITING, "sleep", ["1"], key=key, invoked=invoked))
+        await anyio.wait_all_tasks_blocked()
+        node.runtime.stop("long-0")
+        with anyio.fail_after(10):
+            while "job" not in ended:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert ended == ["long-0", "invocation", "job"]
+        node.runtime.stop("long-1")
+
+
 async def test_preloading_tells_what_would_end_every_run(node: Any) -> None:
     job = await node.job("missing_import")
     refusal = await node.runtime.preload(job)

@@ -118,7 +118,7 @@ async def test_a_worker_that_reports_nonsense_is_ended_and_its_run_is_answered(n
     outcomes = await _meanwhile(node, ["loop"], misreport, wall_s=10.0)
     assert outcomes[0].reason is Reason.WORKER_CRASHED
     assert "sent nonsense" in outcomes[0].error
-    assert node.runtime._running == 0, "its slot is free again"
+    assert node.runtime._lanes.running == 0, "its slot is free again"
     assert (await node.run("addition", "main", "1", "2")).results == "3"
 
 
@@ -144,6 +144,18 @@ async def test_a_module_that_costs_three_workers_is_quarantined_and_no_other(war
         assert refused.reason is Reason.QUARANTINED
         assert "3 workers" in refused.error
         assert (await node.run("addition", "main", "1", "2")).results == "3"
+
+
+async def test_invocations_do_not_wait_for_long_jobs(warm_directory: Path) -> None:
+    async with open_node(warm_directory, max_running=2) as node, anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(node.runtime.run, await node.job("sleeper", "_start", key=f"long-{number}"))
+        await node.running("long-0", "long-1")
+        calls = [await node.job("addition", "main", [str(n), "1"], invoked=True) for n in range(8)]
+        with anyio.fail_after(10):
+            assert [(await node.runtime.run(call)).results for call in calls] == [str(n + 1) for n in range(8)]
+        for number in range(4):
+            node.runtime.stop(f"long-{number}")
 
 
 async def test_a_quarantine_ends(warm_directory: Path) -> None:
