@@ -19,6 +19,7 @@ from proplet.agent.events import Invoked, Outcome, RunKey, Spent
 from proplet.agent.log_feed import Voice
 from proplet.agent.mqtt_model import Delivery, MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Job, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
+from proplet.agent.results import error_of
 from proplet.agent.topics import Route, Topics
 from proplet.agent.wire import Invoke, InvokeResult, Reason
 
@@ -257,8 +258,8 @@ class Invocations:
             outcome.cpu_s, outcome.peak_memory_bytes, stages, kind, outcome.memory_note, outcome.fuel_used
         )
         ext = wire.ResultTerms(deployed.attempt, outcome.reason, outcome.exit_code, usage=usage)
-        error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
         invoke = call.invoke
+        error = error_of(outcome, invoke.id)
         return InvokeResult(invoke.id, invoke.invocation_id, self._proplet_id, outcome.results, error, ext)
 
     def _refusal(self, invoke: Invoke, why: str, reason: Reason = Reason.NOT_SUPPORTED) -> InvokeResult:

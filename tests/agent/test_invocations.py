@@ -88,6 +88,29 @@ async def test_a_module_that_cannot_be_loaded_fails_its_deployment_with_the_reas
         assert not agent.shell._jobs
 
 
+async def test_what_serves_http_is_refused_as_a_latent_task_and_told_what_to_do(tmp_path: Path) -> None:
+    async with open_agent(tmp_path) as agent:
+        for count, task_id in enumerate(("f", "again"), 1):
+            agent.start(task_id, "component_http", inputs=(), latent=True)
+            await agent.link.until(lambda count=count: len(agent.link.all(Route.RESULTS)) == count)
+            result = agent.link.all(Route.RESULTS)[-1]
+            assert (result.task_id, result.ext.reason) == (task_id, wire.Reason.NOT_SUPPORTED)
+            assert result.error == "what serves HTTP cannot be latent: start it as a daemon"
+        assert not agent.shell._jobs
+        assert not agent.shell._presence._live
+
+
+async def test_an_export_that_a_component_lacks_is_told_with_the_task(tmp_path: Path) -> None:
+    text = "Export 'main' not found in component for task {}; it exports "
+    async with open_agent(tmp_path) as agent:
+        agent.start("once", "component_exports", inputs=())
+        (result,) = await agent.link.until(lambda: agent.link.all(Route.RESULTS))
+        assert result.error.startswith(text.format("once"))
+        await deploy(agent, name="component_exports", inputs=())
+        invoke(agent, "i1")
+        assert str((await answers(agent, 1))["i1"].error).startswith(text.format("f"))
+
+
 async def test_the_first_invocation_finds_the_module_loaded(tmp_path: Path) -> None:
     async with open_agent(tmp_path) as agent:
         await deploy(agent)
