@@ -126,8 +126,16 @@ def test_an_answer_of_which_nobody_could_keep_the_text_never_becomes_python() ->
             tracemalloc.stop()
 
 
+async def test_what_the_engine_makes_of_a_large_answer_is_not_made_in_the_shared_worker(node: Any) -> None:
+    assert (await node.artefact(bytes(wat2wasm(RECORDS)))).waits
+    outcome = await node.run(bytes(wat2wasm(RECORDS)), "many", memory_bytes=8 * MIB)
+    assert outcome.reason in (Reason.MEMORY_LIMIT, Reason.OUTPUT_LIMIT), "whichever is seen first"
+    assert not (await node.artefact(bytes(wat2wasm(echo([Primitive("u8")]))))).waits
+    assert (await node.artefact(bytes(wat2wasm(echo([Primitive("string")]))))).waits
+
+
 async def test_the_task_is_told_that_its_answer_was_too_large(node: Any) -> None:
-    outcome = await node.run(bytes(wat2wasm(RECORDS)), "many", output_bytes=1000)
+    outcome = await node.run(bytes(wat2wasm(RECORDS.replace("1048576", "1000"))), "many", output_bytes=1000)
     assert outcome.reason is Reason.OUTPUT_LIMIT
     assert "more characters than the 1000 allowed" in outcome.error
 
