@@ -75,8 +75,8 @@ class Artefact:
     """A module made ready to run: compiled for this machine and authenticated with the device's key.
 
     Of components, `waits` says that it can block inside the engine, or make it hold much memory, where only the end of
-    its process reaches it, and `serves_http` that it exports wasi:http/incoming-handler. `wasm` is the file with its own
-    bytes, for programs that compile by themselves; `path` the compiled one.
+    its process reaches it, and `serves_http` that it exports wasi:http/incoming-handler. `wasm` is the file with its
+    own bytes, for programs that compile by themselves; `path` the compiled one.
     """
 
     module_digest: str
