@@ -189,7 +189,8 @@ def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGran
     host = ask.host
     if "\0" in host or not host.startswith("/") or ".." in Path(host).parts:
         raise GrantError(f"{who} {host!r} (permissions.dirs): the path must be absolute, and without `..`")
-    real = Path(os.path.realpath(host))
+    # Where no directory is allowed none is looked at: it may be a dead server's, or be mounted by the look (autofs).
+    real = Path(os.path.realpath(host) if ceiling.dirs else host)
     shown = host if str(real) == os.path.normpath(host) else f"{host} (really {real})"
     # Whether there is anything is told only to those who may look.
     covering = [allowed for allowed in ceiling.dirs if real.is_relative_to(os.path.realpath(allowed.host))]
