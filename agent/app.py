@@ -20,6 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from proplet.agent import engines, parts
+from proplet.agent.app_metrics import AgentMetrics, Counted, open_metrics
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.core import Core
 from proplet.agent.failures import NodeError, as_node_errors
@@ -107,6 +108,7 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
         stack.enter_context(_state_directory(settings.node.state_dir))
         tasks = await stack.enter_async_context(_root())
         identities, broker = await _start_broker(settings, stack, tasks)
+        counted = Counted()
         address = settings.mqtt.address
         if address is not None:
             identities = []  # those are of the node's own broker, which then serves only others
@@ -115,9 +117,9 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
         else:
             raise NodeError("no broker: set [mqtt] address, or run one here with a [broker] table")
         socket_path = await _start_manager(
-            settings, stack, broker, _access(settings, identities, manager=True), address
+            settings, stack, broker, _access(settings, identities, manager=True), address, counted=counted
         )
-        shell = await stack.enter_async_context(_open_agent(settings, address, _access(settings, identities)))
+        shell = await stack.enter_async_context(_open_agent(settings, address, _access(settings, identities), counted))
         yield Node(
             settings=settings,
             broker_address=address,
@@ -201,7 +203,13 @@ async def _start_broker(
 
 
 async def _start_manager(
-    settings: NodeSettings, stack: AsyncExitStack, broker: "Broker | None", access: _Access, address: str
+    settings: NodeSettings,
+    stack: AsyncExitStack,
+    broker: "Broker | None",
+    access: _Access,
+    address: str,
+    *,
+    counted: Counted,
 ) -> Path | None:
     """Run the manager, if there is to be one; return the path of its API's socket."""
     if settings.manager is None:
@@ -215,7 +223,15 @@ async def _start_manager(
 
     given, api = settings.manager, settings.manager.api
     services = ("agent", "broker", "manager") if broker else ("agent", "manager")
-    about = NodeState(version("proplet"), services, settings.node.id, broker_address=address, started_at=time.time())
+    about = NodeState(
+        version("proplet"),
+        services,
+        settings.node.id,
+        broker_address=address,
+        started_at=time.time(),
+        agent_metrics=counted.text,
+        engine=settings.runtime.engine.value,
+    )
     served = ApiSettings(
         socket=given.socket,
         host=api.host,
@@ -249,7 +265,7 @@ async def _start_manager(
 
 
 @asynccontextmanager
-async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> AsyncIterator[Shell]:
+async def _open_agent(settings: NodeSettings, address: str, access: _Access, counted: Counted) -> AsyncIterator[Shell]:
     """Run the agent. Left, it cancels its work, says goodbye and disconnects; the journal knows what ran."""
     bounds = settings.agent.outbox
     kept = OutboxBounds(
@@ -265,7 +281,8 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
         open_runtime(parts.runtime_settings(settings), modules) as workers,
         open_programs(parts.program_settings(settings), workers, settings.agent.max_running) as runtime,
     ):
-        presence = Presence(about, topics, runtime, Vitals(settings.runtime.engine.value, settings.runtime.external))
+        vitals = Vitals(settings.runtime.engine.value, settings.runtime.external)
+        presence = Presence(about, topics, runtime, vitals)
         shell = Shell(
             parts.shell_settings(settings),
             Core(parts.core_settings(settings)),
@@ -276,7 +293,18 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access) -> 
             presence=presence,
         )
         will = parts.will_of(topics, about)
-        async with open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, shell.put) as link:
+        counted.agent = AgentMetrics(
+            presence.meters,
+            vitals,
+            runtime,
+            invoked=lambda: shell.invoked,
+            workers=lambda: len(workers.worker_pids),
+            fetched_bytes=lambda: modules.fetched_bytes,
+        )
+        async with (
+            open_metrics(settings.agent.metrics_address, counted.agent),
+            open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, shell.put) as link,
+        ):
             try:
                 async with _served(shell, link):
                     yield shell

@@ -17,6 +17,9 @@ from proplet.agent.component_exports import ASYNCHRONOUS
 # Without one of these nothing in the engine waits: clocks only make what `poll` waits for, and the standard streams are
 # never empty or full. (A pipe in a granted directory can, as with preview 1.)
 _BLOCKING: Final = ("wasi:io/poll@", "wasi:sockets/", "wasi:http/outgoing-handler@")
+# Of each the engine makes as many as are asked for, and keeps a hundred thousand: a hundred megabytes of streams.
+_HELD: Final = ("wasi:io/streams@", "wasi:filesystem/", "wasi:cli/std", "wasi:cli/terminal-", "wasi:http/types@")
+_LARGEST: Final = 5 * wit.LARGEST  # parts of all functions' types together: some 300 KB of record
 _HANDLER: Final = "wasi:http/incoming-handler@"
 _PRIMITIVES: Final = {
     engine_types.Bool: "bool",
@@ -42,7 +45,10 @@ _UNSUPPORTED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """A component's outside. `functions` are the exported ones, by ``name`` or ``instance#name``, as `wit` JSON."""
+    """A component's outside. `functions` are the exported ones, by ``name`` or ``instance#name``, as `wit` JSON.
+
+    `waits` as in `ports.Artefact`.
+    """
 
     imports: tuple[str, ...]
     functions: dict[str, wit.Json]
@@ -56,37 +62,47 @@ def described(component: engine_types.Component, engine: Engine) -> Outside:
         name for name, item in component.type.imports(engine).items() if not isinstance(item.ty, engine_types.ValType)
     )
     functions: dict[str, wit.Json] = {}
+    reader = _Reader()
     serves_http = False
     for name, item in component.type.exports(engine).items():
         serves_http |= name.startswith(_HANDLER)
         kind = item.ty
         if isinstance(kind, engine_types.FuncType):
-            functions[name] = wit.function_to_json(_function(kind))
+            functions[name] = wit.function_to_json(reader.function(kind))
         elif isinstance(kind, engine_types.ComponentInstanceType):
             for inner, inner_item in kind.exports(engine).items():
                 inner_kind = inner_item.ty
                 if isinstance(inner_kind, engine_types.FuncType):
-                    functions[f"{name}#{inner}"] = wit.function_to_json(_function(inner_kind))
-    return Outside(imports, functions, any(name.startswith(_BLOCKING) for name in imports), serves_http)
-
-
-def _function(kind: engine_types.FuncType) -> wit.Function:
-    reader = _Reader()
-    parameters = tuple((name, reader.read(part)) for name, part in kind.params)
-    if host_ffi.is_asynchronous(kind):
-        return wit.Function(parameters, ASYNCHRONOUS)
-    return wit.Function(parameters, None if kind.result is None else reader.read(kind.result))
+                    functions[f"{name}#{inner}"] = wit.function_to_json(reader.function(inner_kind))
+    alone = reader.swells or any(name.startswith(_BLOCKING + _HELD) for name in imports)
+    return Outside(imports, functions, alone, serves_http)
 
 
 class _Reader:
-    """Reads the types of one function. What they share the engine shows again and again, so their sum is bounded."""
+    """Reads the types of functions. What they share the engine shows again and again, so their sum is bounded.
+
+    For each function, as its values have to be led by them; and for all, as every worker reads the record. `swells`: a
+    result may be a list of what is no number, of which the engine makes more than fifty times as much as the guest has.
+    """
 
     def __init__(self) -> None:
+        self.swells = False
+        self._left = 0
+        self._left_in_all = _LARGEST
+
+    def function(self, kind: engine_types.FuncType) -> wit.Function:
         self._left = wit.LARGEST
+        parameters = tuple((name, self.read(part)) for name, part in kind.params)
+        if host_ffi.is_asynchronous(kind):
+            return wit.Function(parameters, ASYNCHRONOUS)
+        result = None if kind.result is None else self.read(kind.result)
+        self.swells |= result is not None and _swells(result)
+        return wit.Function(parameters, result)
 
     def read(self, kind: engine_types.ValType) -> wit.Type:
         self._left -= 1
-        if self._left < 0:
+        self._left_in_all -= 1
+        if self._left < 0 or self._left_in_all < 0:
             return wit.Unsupported("type of too many parts")
         try:
             return self._read(kind)
@@ -119,3 +135,19 @@ class _Reader:
 
     def _optional(self, kind: engine_types.ValType | None) -> wit.Type | None:
         return None if kind is None else self.read(kind)
+
+
+def _swells(kind: wit.Type) -> bool:
+    match kind:
+        case wit.ListOf(element):
+            return not isinstance(element, wit.Primitive) or element.name == "string"
+        case wit.OptionOf(some):
+            return _swells(some)
+        case wit.ResultOf(ok, err):
+            return any(part is not None and _swells(part) for part in (ok, err))
+        case wit.TupleOf(parts):
+            return any(map(_swells, parts))
+        case wit.RecordOf(named) | wit.VariantOf(named):
+            return any(part is not None and _swells(part) for _, part in named)
+        case _:
+            return False

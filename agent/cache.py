@@ -43,6 +43,8 @@ FEATURES: Final = MappingProxyType(
         "wasm_stack_switching": False,
     }
 )
+#: Errors of a process that has no more of something, whatever file it was about.
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _KEY_NAME: Final = "cache.key"
 _KEY_BYTES: Final = 32
 _FORM: Final = "proplet-compiled-2"
@@ -208,17 +210,46 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def verify(path: Path, key: bytes) -> Record:
+class Digests:
+    """The digests of the files that this process has read: one that is as it was is not read again.
+
+    As it was by inode, time and size: nobody but this user writes in its directory, and every file comes there by a
+    rename. Safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, int, int, int], bytes]] = {}
+
+    def of(self, path: Path) -> bytes:
+        """Return a file's SHA-256.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            state = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+            known = self._known.get(path)
+            if known is None or known[0] != state:
+                known = self._known[path] = state, hashlib.file_digest(file, "sha256").digest()
+            return known[1]
+
+
+def verify(path: Path, key: bytes, digests: Digests | None = None) -> Record:
     """Check a compiled file against its record and the key; only then may it be loaded.
+
+    With `digests` a file that this process has read before is not read again.
 
     Raises:
         RottenError: either is missing, incomplete, changed, or made with another key.
+        OSError: this process lacks memory or descriptors, which says nothing about the files.
     """
     try:
         record = _read_record(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
+        digest = (digests or Digests()).of(path)
     except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         raise RottenError(f"{path}: {error.strerror}") from error
     # As bytes: the comparison of texts fails with one that is not ASCII.
     told = record.code.encode(errors="replace")

@@ -39,6 +39,8 @@ def _node_version(session: "Session", _options: argparse.Namespace) -> int:
     node = session.node()
     parts = ", ".join(str(part) for part in node.get("services") or ())
     sys.stdout.write(f"node {node.get('version')} ({parts})\n")
+    if engine := node.get("engine"):
+        sys.stdout.write(f"engine {engine}\n")
     return OK
 
 

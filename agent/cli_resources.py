@@ -246,8 +246,19 @@ def _describe(session: Session, options: argparse.Namespace) -> int:
     kind, names = kind_and_names(options.kind, options.names)
     found, status = selected(session, kind, options.namespace, names)
     now = time.time()
+    if kind == "tasks" and any(at(item, "status.phase") in UNDER_WAY for item in found):
+        found = [_measured(item, session.top(options.namespace)["tasks"]) for item in found]
     sys.stdout.write("\n".join("".join(f"{line}\n" for line in render.describe(item, now)) for item in found))
     return status
+
+
+def _measured(item: Manifest, entries: Sequence[Mapping[str, Any]]) -> Manifest:
+    """Return a task with what it uses while it is under way, as last measured, in its status."""
+    keys = ("proplet", "cpu_percent", "memory_bytes", "cpu_seconds", "restarts", "invocations", "measured_at")
+    uid, status = at(item, "metadata.uid"), item.get("status") or {}
+    mine = [one for one in entries if one.get("uid") == uid and "measured_at" in one]
+    told = [{render.camel(key): one[key] for key in keys if key in one} for one in mine]
+    return {**item, "status": {**status, "measured": told}} if told else item
 
 
 # --- delete ------------------------------------------------------------------------------------------------------

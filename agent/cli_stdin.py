@@ -6,6 +6,7 @@
 
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,10 +23,9 @@ _COMPONENT_READS: Final = "wasi:cli/stdin@"
 
 async def given(artefact: Artefact, *, asked: bool) -> bytes:
     """Return what is to be read: if `asked` for, from wherever; else as the module and this command's input are."""
-    try:
-        kind = os.fstat(_STDIN).st_mode
-    except OSError:  # closed
+    if sys.stdin is None:  # closed: its descriptor is something else by now
         return b""
+    kind = os.fstat(_STDIN).st_mode
     if not asked and not (_is_data(kind) and _reads(artefact)):
         return b""
     read = bytearray()

@@ -13,6 +13,7 @@ from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
+from types import NoneType
 from typing import Any
 
 from proplet.agent import wire
@@ -125,7 +126,7 @@ def encode(message: Any, encoding: Encoding = Encoding.JSON) -> bytes:
         import cbor2
 
         return cbor2.dumps(plain)
-    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    return _encoder.encode(plain).encode("utf-8", "replace")
 
 
 def _parse(payload: bytes) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _parse(payload: bytes) -> dict[str, Any]:
         if 0xA0 <= head[0] <= 0xBF:
             raw = _parse_cbor(payload)
         else:
-            raw = json.loads(payload, parse_constant=_no_constant)
+            raw = _decoder.decode(payload.decode(json.detect_encoding(payload), "surrogatepass"))
     except UnicodeDecodeError as error:
         raise WireError("the message is not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
@@ -165,6 +166,12 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+# Made once: the functions of `json` make one for every message that is not read or written with their defaults.
+_decoder = json.JSONDecoder(parse_constant=_no_constant)
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_PLAIN = frozenset([NoneType, str, bool, int, float])
+
+
 def _salvage(raw: Mapping[str, Any]) -> tuple[str | None, int | None]:
     """The task id and attempt of a message that cannot be read as a whole."""
     task_id = raw.get("id", raw.get("task_id"))
@@ -186,7 +193,7 @@ def to_plain(message: Any) -> dict[str, Any]:
 
 
 def _write(value: Any, *, binary: bool) -> Any:
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if type(value) in _PLAIN or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, bytes):
         return value if binary else base64.b64encode(value).decode("ascii")
@@ -224,7 +231,7 @@ def _write_message(message: Any, *, binary: bool) -> dict[str, Any]:
         elif kind == "interval":
             out[name] = int(value) if float(value).is_integer() else value
         else:
-            out[name] = _write(value, binary=binary)
+            out[name] = value if type(value) in _PLAIN else _write(value, binary=binary)
     return out
 
 

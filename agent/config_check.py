@@ -104,6 +104,11 @@ def _address(address: str) -> Iterator[tuple[str, str]]:
 
 
 def _agent(agent: AgentTable) -> Iterator[tuple[str, str]]:
+    if agent.metrics_address not in (None, "", "0") and bind_address(str(agent.metrics_address)) is None:
+        yield (
+            "agent.metrics_address",
+            f'"{agent.metrics_address}" is no address to listen on: 127.0.0.1:port, :port for everybody, or 0 for none',
+        )
     for key in ("memory_bytes", "cpu_s", "wall_s", "output_bytes", "stack_bytes", "fuel"):
         default, ceiling = getattr(agent.limits, key), getattr(agent.ceilings, key)
         if ceiling is not None and (math.inf if default is None else default) > ceiling:

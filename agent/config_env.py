@@ -53,12 +53,16 @@ WITHOUT_EFFECT = frozenset(
     for name in (
         "INSTANCE_ID MQTT_TIMEOUT MQTT_INFLIGHT MQTT_REQUEST_CHANNEL_CAPACITY HTTP_TLS_CA_CERT "
         "HTTP_TLS_INSECURE_SKIP_VERIFY PULL_CONCURRENT_LIMIT HAL_ENABLED KBS_URI AA_CONFIG_PATH "
-        "LAYER_STORE_PATH USB_ENABLED PLUGIN_DIR METRICS_ENABLED METRICS_PORT OTEL_URL TRACE_RATIO"
+        "LAYER_STORE_PATH USB_ENABLED PLUGIN_DIR OTEL_URL TRACE_RATIO"
     ).split()
 )
 
 #: The reference's directories, between colons: every guest has them, at the same path, to read and to write.
 DIRS = "PROPLET_DIRS"
+
+#: The reference's page of metrics, for everybody who reaches the port: on where one of these is given and says so.
+METRICS = ("PROPLET_METRICS_ENABLED", "PROPLET_METRICS_PORT")
+_METRICS_PORT = "9092"
 
 #: Variables that are not settings: where the configuration is, and those of the command line.
 OTHER = frozenset({"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION", "PROPLET_DEBUG", "PROPLET_SOCKET", "PROPLET_TOKEN"})
@@ -111,6 +115,7 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
     ours = {variable_of(path): path for path in setting_paths()}
     names: dict[str, list[str]] = {}
     unused, unknown = [], []
+    metrics: dict[str, str] = {}
     for name in sorted(environ):
         text = environ[name]
         if not name.startswith(PREFIX) or name in OTHER or not text:
@@ -120,12 +125,16 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
             names.setdefault(path, []).append(name)
         elif name == DIRS:
             found.settings = overlay(found.settings, leaf("agent.permissions.dirs", _always(text)))
+        elif name in METRICS:
+            metrics[name] = text
         elif name in SWITCHES:
             _switch(found, name, text)
         elif name in WITHOUT_EFFECT:
             unused.append(name)
         else:
             unknown.append(name)
+    if metrics and "agent.metrics_address" not in names:
+        _metrics(found, metrics)
     for path, given in names.items():
         if len({environ[name] for name in given}) > 1:
             found.problems.append(Problem(" and ".join(given), path, "they differ; set only one of them"))
@@ -133,7 +142,7 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
         found.settings = overlay(found.settings, layer)
     if unused:
         found.warnings.append(f"known to the reference, without effect here: {', '.join(unused)}")
-    known = [*ours, *REFERENCE, *SWITCHES, *OTHER, DIRS]
+    known = [*ours, *REFERENCE, *SWITCHES, *OTHER, *METRICS, DIRS]
     found.warnings.extend(f"unknown variable {name}, ignored{did_you_mean(name, known)}" for name in unknown)
     return found
 
@@ -144,6 +153,19 @@ def _always(text: str) -> Given:
 
     paths = [part for part in text.split(":") if part]
     return given([{"host": given(path), "read_only": given(False), "always": given(True)} for path in paths])
+
+
+def _metrics(found: Environment, given: Mapping[str, str]) -> None:
+    """Take the reference's two variables as an address."""
+    switch, where = METRICS
+    try:
+        on = parse_bool(given.get(switch, "true"))
+    except ValueError as error:
+        found.problems.append(Problem(switch, "agent.metrics_address", str(error)))
+        return
+    address = f":{given.get(where, _METRICS_PORT)}" if on else "0"
+    layer = leaf("agent.metrics_address", Given(address, where if where in given else switch, text=True))
+    found.settings = overlay(found.settings, layer)
 
 
 def _switch(found: Environment, name: str, text: str) -> None:

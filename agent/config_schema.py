@@ -158,6 +158,7 @@ class AgentTable:
     liveliness_interval_s: float = setting(5.0, least=1)  # the reference takes 10 s of silence for death
     metrics_interval_s: float = setting(10.0, least=1)
     enable_monitoring: bool = True
+    metrics_address: str | None = None  # for Prometheus, without a check of who asks; host:port
     secrets_dir: Path | None = None  # of tasks' secrets: files NAME/KEY, of mode 0600
     limits: DefaultLimitsTable = field(default_factory=DefaultLimitsTable)
     ceilings: LimitsTable = field(default_factory=LimitsTable)

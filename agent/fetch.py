@@ -150,6 +150,11 @@ class StoredModules(Modules):
         """The process ids of the live builders, for measuring them."""
         return self._builders.pids
 
+    @property
+    def fetched_bytes(self) -> int:
+        """How much was fetched from registries since this was opened."""
+        return self._builders.fetched_bytes
+
     async def keep(self, data: bytes) -> str:
         """Store inline bytes durably; see the port."""
         if len(data) <= _HASH_INLINE:

@@ -46,6 +46,7 @@ class Builders:
         self._linger_s = linger_s
         self._idle: list[tuple[float, Child]] = []
         self._live: dict[Child, int] = {}  # with what each may use, in bytes
+        self.fetched_bytes = 0  # by all pulls, as far as they told
         self._pulls = anyio.Semaphore(4)
         self._compilations = anyio.Semaphore(1)
 
@@ -60,8 +61,18 @@ class Builders:
         Raises:
             ModuleError, StorageError: it cannot be had.
         """
+        told = 0
+
+        def count(stage: Stage) -> None:
+            nonlocal told
+            if stage.name == "fetching":
+                # Beginning anew, it counts from zero.
+                self.fetched_bytes += max(0, stage.bytes_done - told)
+                told = stage.bytes_done
+            progress(stage)
+
         async with self._pulls:
-            return await self._ask(PULL, fields, progress)
+            return await self._ask(PULL, fields, count)
 
     async def compile(self, fields: Mapping[str, Any], progress: Callable[[Stage], None]) -> None:
         """Compile a stored module into the cache.

@@ -14,6 +14,9 @@ wasmtime program opens for a component, not the engine in a worker) include UDP,
 """
 
 import os
+import re
+import shutil
+import site
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -27,10 +30,20 @@ from proplet.agent.task_secrets import SecretError, Vault, resolve
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason, Start, StartTerms
 
 ANYWHERE: Final = "*"
-# /proc shows every process of this user, the node's environment among it.
-_NEVER: Final = Path("/proc")
+# Shows every process of this user, the node's environment among it; a container may have its host's somewhere else.
+_PROCESSES: Final = Path("/proc")
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 # Who writes there writes what the node runs at its next start.
-_CODE: Final = (Path(sys.prefix), Path(__file__).parent)
+_CODE: Final = (
+    Path(sys.prefix),
+    Path(sys.executable),
+    Path(__file__).parent,
+    Path(os.__file__).parent,
+    Path(site.getusersitepackages()),
+    *(Path(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place.startswith("/")),
+)
+_PROGRAM: Final = "wasmtime"  # of those that are named nowhere
 _LOOKS_AT_ONCE: Final = 4
 _MOST_DIRECTORIES: Final = 256  # each is an open file of the worker; the CRDs allow as many
 
@@ -69,13 +82,15 @@ class AllowedDirectory:
 class Ceiling:
     """The most that any task of this node is given: by default nothing.
 
-    `own` are the node's files and directories. `file` is the configuration, for messages that say what to write.
+    `own` are the node's files and directories; `programs` run guests, each a path or a name on the PATH. `file` is the
+    configuration, for messages that say what to write.
     """
 
     dirs: tuple[AllowedDirectory, ...] = ()
     http: bool = False
     tcp: bool = False
     own: tuple[Path, ...] = ()
+    programs: tuple[str, ...] = ()
     file: str = "the configuration file"
     vault: Vault = field(default_factory=Vault)
 
@@ -174,7 +189,8 @@ def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGran
     host = ask.host
     if "\0" in host or not host.startswith("/") or ".." in Path(host).parts:
         raise GrantError(f"{who} {host!r} (permissions.dirs): the path must be absolute, and without `..`")
-    real = Path(os.path.realpath(host))
+    # Where no directory is allowed none is looked at: it may be a dead server's, or be mounted by the look (autofs).
+    real = Path(os.path.realpath(host) if ceiling.dirs else host)
     shown = host if str(real) == os.path.normpath(host) else f"{host} (really {real})"
     # Whether there is anything is told only to those who may look.
     covering = [allowed for allowed in ceiling.dirs if real.is_relative_to(os.path.realpath(allowed.host))]
@@ -188,7 +204,8 @@ def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGran
             f"{who} {shown} for writing (permissions.dirs), and agent.permissions.dirs ({covering[0].where}) allows "
             "reading only: ask with readOnly: true, or set read_only = false there"
         )
-    for own in (_NEVER, *ceiling.own, *(() if ask.read_only else _CODE)):
+    code = () if ask.read_only else (*_CODE, *map(_program, (*ceiling.programs, _PROGRAM)))
+    for own in (_PROCESSES, *_mounted_processes(), *ceiling.own, *code):
         kept = Path(os.path.realpath(own))
         if real.is_relative_to(kept) or kept.is_relative_to(real):
             relation = "belongs to" if real.is_relative_to(kept) else "contains"
@@ -198,6 +215,27 @@ def _directory(ask: DirectoryGrant, ceiling: Ceiling, who: str) -> DirectoryGran
             )
     _must_be_usable(real, f"{who} {shown} (permissions.dirs)", read_only=ask.read_only)
     return DirectoryGrant(str(real), ask.guest, ask.read_only)
+
+
+def _program(name: str) -> Path:
+    return Path(shutil.which(name) or (name if name.startswith("/") else sys.executable))
+
+
+def _mounted_processes() -> list[Path]:
+    with suppress(OSError):
+        return process_mounts(_MOUNTS.read_text(errors="surrogateescape"))
+    return []
+
+
+def process_mounts(mounts: str) -> list[Path]:
+    """Return where /proc is mounted, according to proc(5)'s ``mountinfo``."""
+    found = []
+    for line in mounts.splitlines():
+        place, _, kind = line.partition(" - ")
+        if kind.startswith("proc "):
+            named = _OCTAL.sub(lambda match: chr(int(match[1], 8)), place.split(" ")[4])
+            found.append(Path(named))
+    return found
 
 
 def _must_be_usable(real: Path, said: str, *, read_only: bool) -> None:

@@ -9,9 +9,9 @@ Entry points, by the reference's rule: ``_initialize`` first if it is exported; 
 arguments, and what it prints is its result. Everything else is a function: inputs are its typed parameters.
 """
 
-import contextlib
 import threading
 import time
+from typing import Final
 
 from wasmtime import Store, Trap, WasmtimeError
 
@@ -22,7 +22,10 @@ from proplet.agent.host_engine import Library, Loaded, LoadError
 from proplet.agent.host_interfaces import LoadedComponent
 from proplet.agent.host_output import Capture, Talk, Teller
 from proplet.agent.host_watch import STOPPED, Run, Watch, note_memory
+from proplet.agent.task_logs import plain
 from proplet.agent.worker_orders import STALE, Order, Report
+
+_ERROR_MOST: Final = 4096  # characters
 
 
 class Host:
@@ -59,10 +62,15 @@ class Host:
         live = [(number, run) for number, run in list(self._runs.items()) if run is not None]
         return {number: (run.cpu_s(), run.memory_bytes, now - run.started) for number, run in live}
 
-    def load(self, path: str, *, metered: bool, stack_bytes: int) -> None:
-        """Load a module that may be run soon; what is wrong with it, its run will say."""
-        with contextlib.suppress(RottenError, LoadError):
+    def load(self, path: str, *, metered: bool, stack_bytes: int) -> tuple[str, str] | None:
+        """Load a module that may be run soon; return the reason and the text if all its runs would be refused."""
+        try:
             self._library.get(path, metered=metered, stack_bytes=stack_bytes)
+        except LoadError as error:
+            return error.reason, str(error)
+        except RottenError:
+            return None  # its run says so, and it is made again
+        return None
 
     def run(self, order: Order) -> Report:
         """Run the guest of `order`; `expect` was called before."""
@@ -79,7 +87,7 @@ class Host:
             with self._lock:
                 self._runs.pop(order.number, None)
                 self._stopped.discard(order.number)
-        return report._replace(run_s=time.monotonic() - began, hot=hot)
+        return report._replace(error=_sayable(report.error), run_s=time.monotonic() - began, hot=hot)
 
     def _run_loaded(self, order: Order, loaded: Loaded | LoadedComponent) -> Report:
         run = Run(order.wall_s, order.cpu_s)
@@ -130,6 +138,13 @@ def _run(order: Order, loaded: Loaded | LoadedComponent, run: Run, talk: Talk) -
         peak_memory_bytes=run.memory_bytes if loaded.has_memory else 0,
         fuel_used=fuel_used,
     )
+
+
+def _sayable(error: str | None) -> str | None:
+    """Cut what is said of a guest, and escape its control characters: names that it chose stand in it."""
+    if error is None:
+        return None
+    return plain(error if len(error) <= _ERROR_MOST else f"{error[:_ERROR_MOST]}... ({len(error)} characters)")
 
 
 def _with_dropped(stdout: Capture, stderr: Capture) -> bytes:

@@ -71,7 +71,11 @@ def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
     found = None if index is None else instance.get_func(store, index)
     if found is None:
         raise GuestError("internal", f"the export {name} is recorded but not there")
-    value = host_wit.call(host_ffi.context(store), host_ffi.component_function(found), function, values)
+    handle, callee = host_ffi.context(store), host_ffi.component_function(found)
+    try:
+        value = host_wit.call(handle, callee, function, values, most=order.output_bytes)
+    except host_wit.AnswerTooLargeError:
+        raise _too_large(guest, "more characters") from None
     if guest.command:
         if isinstance(value, Err):
             raise exited(guest, 1)
@@ -120,10 +124,12 @@ def _answer(guest: Guest, value: wave.Value, function: Function) -> str:
         return ""
     text = wave.show(value, function.result)
     if len(text) > guest.order.output_bytes:
-        raise GuestError(
-            "output_limit", f"its answer has {len(text)} characters, more than the {guest.order.output_bytes} allowed"
-        )
+        raise _too_large(guest, f"{len(text)} characters, more")
     return text
+
+
+def _too_large(guest: Guest, how: str) -> GuestError:
+    return GuestError("output_limit", f"its answer has {how} than the {guest.order.output_bytes} allowed")
 
 
 def _refused(guest: Guest, message: str) -> GuestError | None:

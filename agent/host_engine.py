@@ -15,7 +15,7 @@ from wasmtime import Config, Engine, InstancePre, Linker, Module, WasmtimeError
 from wasmtime.component import Component
 
 from proplet.agent import wasi
-from proplet.agent.cache import FEATURES, Record, RottenError, discard, verify
+from proplet.agent.cache import FEATURES, SHORTAGES, Digests, Record, RottenError, discard, verify
 from proplet.agent.engines import CRANELIFT, PULLEY
 from proplet.agent.host_interfaces import LoadedComponent, missing
 from proplet.agent.wit import WitError, function_from_json
@@ -82,6 +82,7 @@ class Library:
         self._engine_name = engine
         self._key = key
         self._budget = budget_bytes
+        self._digests = Digests()
         self._engines: dict[tuple[bool, int], tuple[Engine, Linker]] = {}
         self._loaded: OrderedDict[tuple[str, int], Loaded | LoadedComponent] = OrderedDict()
         self._lock = threading.Lock()
@@ -96,7 +97,7 @@ class Library:
 
         Raises:
             RottenError: the file is not what this device compiled for this engine; it has to be compiled again.
-            LoadError: its imports cannot be provided.
+            LoadError: its imports cannot be provided, or this process is short of something.
         """
         place = (path, stack_class(stack_bytes))
         loaded = self._loaded.get(place)
@@ -112,13 +113,15 @@ class Library:
             except RottenError:
                 discard(Path(path))
                 raise
+            except OSError as error:
+                raise LoadError("internal", f"the worker cannot load {path}: {error.strerror}") from error
             self._loaded[place] = loaded
             while len(self._loaded) > 1 and sum(item.size for item in self._loaded.values()) > self._budget:
                 self._loaded.popitem(last=False)
             return loaded, False
 
     def _load(self, path: Path, metered: bool, stack: int) -> Loaded | LoadedComponent:
-        record = verify(path, self._key)
+        record = verify(path, self._key, self._digests)
         if record.metered != metered:
             raise RottenError(f"{path} was compiled {'with' if record.metered else 'without'} fuel metering")
         engine, linker = self._engine(metered, stack)
@@ -127,7 +130,7 @@ class Library:
         try:
             module = Module.deserialize_file(engine, str(path))
         except WasmtimeError as error:
-            raise RottenError(f"{path}: {error}") from error
+            raise _unusable(path, error) from error
         return Loaded(
             engine=engine,
             instance_pre=_link(linker, module, [(item[0], item[1]) for item in record.imports]),
@@ -148,6 +151,13 @@ class Library:
         return made
 
 
+def _unusable(path: Path, error: Exception) -> Exception:
+    """Return the error of a file that the engine did not take, which may not be the file's fault."""
+    if any(f"(os error {number})" in str(error) for number in SHORTAGES):
+        return LoadError("internal", f"the worker cannot load {path}: {_first_line(str(error))}")
+    return RottenError(f"{path}: {error}")
+
+
 def _load_component(engine: Engine, path: Path, record: Record) -> LoadedComponent:
     imports = tuple(record.imports)
     if lacking := missing(imports):
@@ -156,7 +166,7 @@ def _load_component(engine: Engine, path: Path, record: Record) -> LoadedCompone
         functions = {name: function_from_json(item) for name, item in record.functions.items()}
         component = Component.deserialize_file(engine, str(path))
     except (WasmtimeError, WitError) as error:
-        raise RottenError(f"{path}: {error}") from error
+        raise _unusable(path, error) from error
     return LoadedComponent(engine, component, imports, functions, record.memory_count, record.size)
 
 

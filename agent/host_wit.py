@@ -48,11 +48,39 @@ _COMPOSITES: Final[dict[type, int]] = {
 _FIELDS: Final = {"bool": "boolean", **{name: name for name in _KINDS if name[1:].isdigit()}}
 
 
-def call(handle: Any, function: Any, kind: Function, values: list[Value]) -> Value:
-    """Call `function` of the type `kind` and return its result, None where it has none.
+class AnswerTooLargeError(ValueError):
+    """A function's result has more text than the caller can use."""
+
+
+class _Room:
+    """How much text is left to what is lifted, at the least that it can take.
+
+    The engine hands over some 100 MB, of which Python would make many times as much.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, characters: int) -> None:
+        self._left = characters
+
+    def take(self, characters: int) -> None:
+        """Count at least so many; what is not written, such as an option's none in a record, counts as one."""
+        self._left -= characters
+        if self._left < 0:
+            raise AnswerTooLargeError
+
+    def fits(self, size: int) -> None:
+        """See that a string of `size` bytes may be decoded: a character has up to four."""
+        if size > 4 * self._left:
+            raise AnswerTooLargeError
+
+
+def call(handle: Any, function: Any, kind: Function, values: list[Value], *, most: int = 2**62) -> Value:
+    """Call `function` of the type `kind` and return its result, None where it has none; its text has `most` characters.
 
     Raises:
         WasmtimeError: what the engine reports.
+        AnswerTooLargeError: the result's text certainly has more characters.
     """
     arguments = (ffi.wasmtime_component_val_t * len(values))()
     for slot, (_, part), value in zip(arguments, kind.parameters, values, strict=True):
@@ -71,7 +99,7 @@ def call(handle: Any, function: Any, kind: Function, values: list[Value]) -> Val
     if kind.result is None:
         return None
     try:
-        return _lift(kind.result, found)
+        return _lift(kind.result, found, _Room(most))
     finally:
         ffi.wasmtime_component_val_delete(byref(found))
 
@@ -149,45 +177,51 @@ def _boxed(kind: Type | None, value: Any) -> Any:
     return ffi.wasmtime_component_val_new(byref(made))
 
 
-def _lift(kind: Type, slot: Any) -> Value:
+def _lift(kind: Type, slot: Any, room: _Room) -> Value:
     """Return what the C structure `slot`, of the type `kind`, holds."""
+    room.take(1)
     match kind:
         case Primitive("string"):
-            return _text(slot.of.string)
+            room.fits(slot.of.string.size)
+            text = _text(slot.of.string)
+            room.take(len(text))
+            return text
         case Primitive("char"):
             return chr(slot.of.character)
         case Primitive(name):
             number: Value = getattr(slot.of, _FIELDS[name])
             return number
         case ListOf(Primitive(name)) if name in _FIELDS:
+            room.take(3 * slot.of.list.size)  # with a comma and a blank between them
             field, data = _FIELDS[name], slot.of.list.data
             return [getattr(data[at].of, field) for at in range(slot.of.list.size)]
         case ListOf(element):
-            return [_lift(element, slot.of.list.data[at]) for at in range(slot.of.list.size)]
+            room.take(2 * slot.of.list.size)
+            return [_lift(element, slot.of.list.data[at], room) for at in range(slot.of.list.size)]
         case TupleOf(parts):
-            return tuple(_lift(part, slot.of.tuple.data[at]) for at, part in enumerate(parts))
+            return tuple(_lift(part, slot.of.tuple.data[at], room) for at, part in enumerate(parts))
         case RecordOf(fields):
-            return {name: _lift(part, slot.of.record.data[at].val) for at, (name, part) in enumerate(fields)}
+            return {name: _lift(part, slot.of.record.data[at].val, room) for at, (name, part) in enumerate(fields)}
         case FlagsOf():
             return frozenset(_text(slot.of.flags.data[at]) for at in range(slot.of.flags.size))
         case EnumOf():
             return _text(slot.of.enumeration)
         case OptionOf(some):
-            return Some(_lift(some, slot.of.option.contents)) if slot.of.option else None
+            return Some(_lift(some, slot.of.option.contents, room)) if slot.of.option else None
         case ResultOf(ok, err):
             held = slot.of.result
-            return Ok(_unboxed(ok, held.val)) if held.is_ok else Err(_unboxed(err, held.val))
+            return Ok(_unboxed(ok, held.val, room)) if held.is_ok else Err(_unboxed(err, held.val, room))
         case VariantOf():
             name = _text(slot.of.variant.discriminant)
-            return Case(name, _unboxed(kind.by_name[name], slot.of.variant.val))
+            return Case(name, _unboxed(kind.by_name[name], slot.of.variant.val, room))
         case Handle() | Unsupported():
             raise TypeError(f"a value of the type {kind} cannot be shown")
         case _:
             assert_never(kind)
 
 
-def _unboxed(kind: Type | None, pointer: Any) -> Value:
-    return None if kind is None else _lift(kind, pointer.contents)
+def _unboxed(kind: Type | None, pointer: Any, room: _Room) -> Value:
+    return None if kind is None else _lift(kind, pointer.contents, room)
 
 
 def _text(name: Any) -> str:

@@ -100,10 +100,8 @@ def isolation(*, component: bool, waits: bool, serves_http: bool) -> tuple[str, 
     if serves_http:
         return "own", "the wasmtime program in a process of its own"
     if waits:
-        return (
-            "own",
-            "a worker of its own: it can block inside the engine, where only the end of its process reaches it",
-        )
+        why = "it can block or hold memory inside the engine, where only the end of its process helps"
+        return "own", f"a worker of its own: {why}"
     if component:
         return "shared", "the shared worker; one of its own as a daemon"
     return "shared", "the shared worker"

@@ -6,7 +6,6 @@ once and is answered twice.
 """
 
 import logging
-import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
@@ -20,6 +19,7 @@ from proplet.agent.events import Invoked, Outcome, RunKey, Spent
 from proplet.agent.log_feed import Voice
 from proplet.agent.mqtt_model import Delivery, MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Job, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
+from proplet.agent.results import error_of
 from proplet.agent.topics import Route, Topics
 from proplet.agent.wire import Invoke, InvokeResult, Reason
 
@@ -31,7 +31,10 @@ _UNSENT_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class InvocationBounds:
-    """How many invocations may be open at once, their inputs' bytes, and what is remembered of answered ones."""
+    """How many invocations may be open at once, the bytes of their inputs and results, what is remembered of others.
+
+    An invocation is open until its answer is sent. As many refusals may wait to be sent as invocations may be open.
+    """
 
     open: int = 256
     open_bytes: int = 64 * 1024 * 1024
@@ -88,6 +91,7 @@ class Invocations:
         self._answered_bytes = 0
         self._unsent: deque[tuple[float, InvokeResult]] = deque(maxlen=_UNSENT_MAX)
         self._number = 0
+        self._sending = 0
         self.spent_in_all = Spent()
 
     def open(self, link: Link, topics: Topics, proplet_id: str, tasks: TaskGroup) -> None:
@@ -117,7 +121,7 @@ class Invocations:
         for call in self._waiting.pop(key, ()):
             answer = self._refusal(call.invoke, why)
             self._close(call, answer)
-            self._tasks.start_soon(self._send, answer)
+            self._send_soon(answer)
 
     def tally(self, key: RunKey) -> tuple[Spent, Collection[str]]:
         """Return what the answered invocations of a task have cost, and the keys of those that run."""
@@ -150,19 +154,19 @@ class Invocations:
             return
         where = self._invocable(invoke.id)
         if isinstance(where, str):
-            self._tasks.start_soon(self._send, self._refusal(invoke, where))
+            self._send_soon(self._refusal(invoke, where))
             return
-        size = sum(map(len, invoke.inputs)) + sum(map(len, invoke.env.values()))
+        size = sum(map(len, invoke.inputs)) + sum(map(len, invoke.env)) + sum(map(len, invoke.env.values()))
         call = _Call(invoke, size, time.monotonic())
         if invoke.invocation_id:
             if call.mark in self._open:
                 return  # its answer is on the way
             if (known := self._answered.get(call.mark)) is not None:
-                self._tasks.start_soon(self._send, known)
+                self._send_soon(known)
                 return
         if self._open_count >= self._bounds.open or self._open_bytes + size > self._bounds.open_bytes:
             why = f"{self._open_count} invocations are under way on this proplet, as many as it takes: try again later"
-            self._tasks.start_soon(self._send, self._refusal(invoke, why, Reason.OVERLOADED))
+            self._send_soon(self._refusal(invoke, why, Reason.OVERLOADED))
             return
         self._open.add(call.mark)
         self._open_count += 1
@@ -178,31 +182,42 @@ class Invocations:
         unsent, self._unsent = self._unsent, deque(maxlen=_UNSENT_MAX)
         for since, answer in unsent:
             if time.monotonic() - since < PATIENCE_S:
-                self._tasks.start_soon(self._send, answer)
+                self._send_soon(answer)
 
     async def _serve(self, call: _Call, deployed: _Deployed) -> None:
         answer: InvokeResult | None = None
+        waits = 0
         try:
             outcome = await self._outcome(call, deployed)
             deployed.spent = deployed.spent.plus(outcome)
             self.spent_in_all = self.spent_in_all.plus(outcome)
             answer = self._answer(call, deployed, outcome)
+            del outcome
+            if self._open_bytes + _size(answer) > self._bounds.open_bytes:
+                answer = _without_results(answer)
+            waits = _size(answer)
+            self._open_bytes += waits
+            await self._send(answer)
         finally:
+            self._open_bytes -= waits
             self._close(call, answer)
-        await self._send(answer)
 
     async def _outcome(self, call: _Call, deployed: _Deployed) -> Outcome:
         job, invoke = deployed.job, call.invoke
         self._number += 1
-        job = replace(
-            job,
-            key=f"{job.key}-inv-{self._number}",
-            inputs=invoke.inputs or job.inputs,
-            env={**job.env, **invoke.env} if invoke.env else job.env,
+        job = Job(
+            f"{job.key}-inv-{self._number}",
+            job.artefact,
+            job.export,
+            invoke.inputs or job.inputs,
+            job.argv,
+            {**job.env, **invoke.env} if invoke.env else job.env,
+            job.limits,
+            job.permissions,
+            job.stdin,
+            invoked=True,
         )
         try:
-            if not _is_there(job):
-                job = await self._prepared_again(job, deployed)
             outcome = await self._run(job, deployed)
             if outcome.reason is Reason.MODULE_UNAVAILABLE:  # the store has dropped it
                 outcome = await self._run(await self._prepared_again(job, deployed), deployed)
@@ -243,8 +258,8 @@ class Invocations:
             outcome.cpu_s, outcome.peak_memory_bytes, stages, kind, outcome.memory_note, outcome.fuel_used
         )
         ext = wire.ResultTerms(deployed.attempt, outcome.reason, outcome.exit_code, usage=usage)
-        error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
         invoke = call.invoke
+        error = error_of(outcome, invoke.id)
         return InvokeResult(invoke.id, invoke.invocation_id, self._proplet_id, outcome.results, error, ext)
 
     def _refusal(self, invoke: Invoke, why: str, reason: Reason = Reason.NOT_SUPPORTED) -> InvokeResult:
@@ -265,6 +280,18 @@ class Invocations:
             _, oldest = self._answered.popitem(last=False)
             self._answered_bytes -= _size(oldest)
 
+    def _send_soon(self, answer: InvokeResult) -> None:
+        """Send unless too many wait for that: who asks faster than the broker takes answers gets none."""
+        if self._sending < 2 * self._bounds.open:
+            self._sending += 1
+            self._tasks.start_soon(self._send_counted, answer)
+
+    async def _send_counted(self, answer: InvokeResult) -> None:
+        try:
+            await self._send(answer)
+        finally:
+            self._sending -= 1
+
     async def _send(self, answer: InvokeResult) -> None:
         try:
             try:
@@ -276,8 +303,12 @@ class Invocations:
             self._unsent.append((time.monotonic(), answer))
 
 
-def _is_there(job: Job) -> bool:
-    return os.path.exists(job.artefact.path)  # noqa: PTH110  (asked for every call, and several times faster)
+def _without_results(answer: InvokeResult) -> InvokeResult:
+    if answer.error is not None:
+        return replace(answer, results="")
+    text = f"its result of {len(answer.results)} characters was dropped: too much waits to be sent, try again later"
+    ext = replace(answer.ext or wire.ResultTerms(), reason=Reason.OVERLOADED)
+    return replace(answer, results="", error=text, ext=ext)
 
 
 def _size(answer: InvokeResult) -> int:

@@ -37,6 +37,8 @@ class Counts:
     ended: dict[str, int] = field(default_factory=lambda: {"completed": 0, "failed": 0, "stopped": 0})
     cpu_s: float = 0.0
     run_s: float = 0.0
+    connects: int = 0
+    modules: dict[str, int] = field(default_factory=lambda: {"cache": 0, "build": 0})
 
 
 @dataclass(slots=True)
@@ -72,6 +74,14 @@ class Metering:
         """How many latent tasks lie ready."""
         return len(self._ready)
 
+    def tasks(self) -> dict[str, str]:
+        """Return the task of each run under way, invocations included, by the runtime's key."""
+        found = {str(key): key.task_id for key in self._runs}
+        for key, metered in self._ready.items():
+            if metered.tally is not None:
+                found |= dict.fromkeys(metered.tally()[1], key.task_id)
+        return found
+
     # --- what happens -----------------------------------------------------------------------------------------------
 
     def began(self, key: RunKey, start: wire.Start, restarts: int) -> None:
@@ -84,6 +94,10 @@ class Metering:
         """A latent task lies ready."""
         self._ready[key] = metered = _Metered(start, self._meter(start), tally=tally)
         self._expect(metered)
+
+    def prepared(self, kind: StartKind) -> None:
+        """A module was made ready."""
+        self.counts.modules["build" if kind is StartKind.COLD else "cache"] += 1
 
     def ended(self, key: RunKey, outcome: Outcome, kind: StartKind | None) -> None:
         """A run is over."""

@@ -186,6 +186,7 @@ def ceiling_of(settings: NodeSettings) -> Ceiling:
         http=ANYWHERE in given.http,
         tcp=ANYWHERE in given.tcp,
         own=own_paths(settings),
+        programs=tuple(name for name in (settings.runtime.program, settings.runtime.external) if name),
         file=file,
         vault=Vault(given.secrets, settings.agent.secrets_dir, source.credentials_dir, file),
     )

@@ -74,9 +74,9 @@ class ModuleWanted:
 class Artefact:
     """A module made ready to run: compiled for this machine and authenticated with the device's key.
 
-    Of components, `waits` says that it imports what can block inside the engine, where only the end of its process
-    reaches it, and `serves_http` that it exports wasi:http/incoming-handler. `wasm` is the file with its own bytes,
-    for programs that compile by themselves; `path` the compiled one.
+    Of components, `waits` says that it can block inside the engine, or make it hold much memory, where only the end of
+    its process reaches it, and `serves_http` that it exports wasi:http/incoming-handler. `wasm` is the file with its
+    own bytes, for programs that compile by themselves; `path` the compiled one.
     """
 
     module_digest: str
@@ -143,7 +143,10 @@ class GuestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a module. `key` is unique among live runs; `argv` follows the program name for WASI commands."""
+    """One run of a module. `key` is unique among live runs; `argv` follows the program name for WASI commands.
+
+    `invoked`: somebody waits for the answer of an invocation; it has slots of its own, which no long job keeps.
+    """
 
     key: str
     artefact: Artefact
@@ -154,6 +157,7 @@ class Job:
     limits: GuestLimits = field(default_factory=GuestLimits)
     permissions: Permissions = field(default_factory=Permissions)
     stdin: bytes = b""
+    invoked: bool = False
 
     @property
     def daemon(self) -> bool:
@@ -204,11 +208,11 @@ class Runtime(Protocol):
         """Make ready to run: a job is about to come. Cheap when ready already, and never necessary."""
         ...
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Load a module where jobs with these limits would run it: the first of them finds it loaded.
+    async def preload(self, job: Job) -> Outcome | None:
+        """Load a job's module where it would run, so that its runs find it loaded; return how all would end, or None.
 
-        Returns at once and promises nothing: a worker that nobody uses is stopped after a while, and what it had
-        loaded is loaded again by the next job.
+        Promises nothing: None may be because it could not be tried, and a worker that nobody uses is stopped after a
+        while; what it had loaded is loaded again by the next job.
         """
         ...
 

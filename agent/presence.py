@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCED = ("own", "inventory", "logs", "progress")
 _PROGRESS_S = 0.1
+_AWAY_S = 1.0  # how often it is looked for the broker
 _SETTLED_S = 1.0  # how often tasks are looked at of which all have been running for a while
 
 
@@ -186,9 +187,8 @@ class Presence:
         while True:
             cpu, memory = self._vitals.measure()
             message = wire.PropletMetrics(self.proplet_id, self._settings.namespace, time.time(), cpu, memory)
-            if link.connected:
-                await self.tell(link, Route.METRICS, message, self._settings.qos)
-            await anyio.sleep(self._settings.metrics_s)
+            told = link.connected and await self.tell(link, Route.METRICS, message, self._settings.qos)
+            await anyio.sleep(self._settings.metrics_s if told else min(_AWAY_S, self._settings.metrics_s))
 
     async def _tell_metrics(self, link: Link, metrics: wire.TaskMetrics) -> bool:
         return await self.tell(link, Route.TASK_METRICS, metrics, self._settings.qos)

@@ -144,7 +144,7 @@ class Programs:
     # --- running --------------------------------------------------------------------------------------------------
 
     async def _run(self, live: Live) -> Outcome:
-        given = flags.checked(live.job.argv, live.job.permissions)
+        given = await anyio.to_thread.run_sync(flags.checked, live.job.argv, live.job.permissions)
         flags.check_directories(live.job.permissions)
         await self._make_ready(live.job)
         invocation = args.running(live.job, given, self._terms())
@@ -207,11 +207,15 @@ def _unsayable(job: Job) -> str | None:
 
 
 def _cache_config(directory: Path, most_bytes: int) -> Path:
-    """Make the directory of the program's cache and the file that names it; the program keeps it small by itself."""
+    """Make the directory of the program's cache and the file that names it; the program keeps it small by itself.
+
+    What lies there is run as it is, so nobody else may write there, whoever has made it.
+    """
     directory = directory.absolute()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config, compiled = directory / "cache.toml", directory / "compiled"
-    compiled.mkdir(mode=0o700, exist_ok=True)
+    for place in (directory, compiled):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.chmod(0o700)
     quoted = str(compiled).replace("\\", "\\\\").replace('"', '\\"')
     config.write_text(f'[cache]\ndirectory = "{quoted}"\nfiles-total-size-soft-limit = "{most_bytes // 1024}Ki"\n')
     return config

@@ -6,7 +6,7 @@ Place in the flow: the shell sees one runtime; this one hands each job to the on
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from proplet.agent.ports import Artefact, GuestLimits, Job, Notice, Outcome, Runtime, Sample, nobody
+from proplet.agent.ports import Job, Notice, Outcome, Runtime, Sample, nobody
 from proplet.agent.program import Programs
 from proplet.agent.program_settings import ProgramSettings
 
@@ -38,10 +38,9 @@ class EitherRuntime(Runtime):
         if not self.programs.runs_all:
             self.workers.warm()
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Load a module soon; see the port. The program loads when it starts."""
-        if not self.programs.takes(artefact):
-            self.workers.preload(artefact, limits)
+    async def preload(self, job: Job) -> Outcome | None:
+        """Load a module; see the port. The program loads when it starts."""
+        return None if self.programs.takes(job.artefact) else await self.workers.preload(job)
 
     async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         """Run to its end; see the port."""

@@ -234,6 +234,12 @@ def aligned(cells: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> Itera
         yield "   ".join(text.ljust(width) for text, width in zip(row, final, strict=True)).rstrip()
 
 
+def camel(key: str) -> str:
+    """Return the name that a manifest would have for a key with underscores."""
+    first, *others = key.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
 def as_yaml(value: Any) -> str:
     """Return a value as a YAML document, keys in their order."""
     import yaml

@@ -8,6 +8,7 @@ from proplet.agent.events import Outcome, Spent, StartKind
 from proplet.agent.wire import Reason, Start
 
 _ERROR_KEPT = 200
+_NO_EXPORT = "' not found in component"
 
 #: What is said of a task that was ended, by the reason.
 ENDINGS = {
@@ -51,11 +52,21 @@ def result_of(
         usage=usage,
         restarts=restarts,
     )
-    error = None if outcome.reason is Reason.OK else (outcome.error or outcome.reason.value)
+    error = error_of(outcome, start.id)
     results: str | wire.FederatedUpdate = outcome.results
     if error is None and start.env.get("ROUND_ID"):
         results = _round_update(start, outcome.results, proplet_id)
     return wire.Result(start.id, proplet_id, results, error, ext)
+
+
+def error_of(outcome: Outcome, task_id: str) -> str | None:
+    """Return what is said of a run that went wrong, None of one that went well."""
+    if outcome.reason is Reason.OK:
+        return None
+    text = outcome.error or outcome.reason.value
+    if outcome.reason is Reason.UNKNOWN_EXPORT:  # the reference names the task there
+        text = text.replace(_NO_EXPORT, f"{_NO_EXPORT} for task {task_id}", 1)
+    return text
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -4,8 +4,9 @@ Place in the flow: the shell awaits `run`; orders go to workers, reports come ba
 waits, who is tried again and who is to blame:
 
 * Core modules and components that cannot block share one worker: at most `max_running` jobs at a time, first come,
-  first served; jobs without a wall limit (daemons) count apart. Components that can block inside the engine, and those
-  that stay, get a worker of their own, see `runtime_own`.
+  first served; invocations, and jobs without a wall limit (daemons), count apart. Components that can block inside the
+  engine, and those that stay, get a worker of their own, see `runtime_own`; as do jobs with directories, or with very
+  long arguments.
 * A worker that dies with one job is that job's doing. With several, nobody knows whose: each is run once more, alone in
   a worker of its own, where only its own doing can end it. Daemons, who would keep those workers, are run again in two
   halves, and in halves of these should one of them lose its worker, too.
@@ -19,7 +20,6 @@ wasmtime is never imported here. An idle worker is stopped; the next job starts 
 
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,8 +29,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from proplet.agent.ports import (
-    Artefact,
-    GuestLimits,
     Job,
     Modules,
     Notice,
@@ -39,7 +37,9 @@ from proplet.agent.ports import (
     Sample,
     nobody,
 )
+from proplet.agent.runtime_lanes import Lanes
 from proplet.agent.runtime_link import Link, LinkSettings
+from proplet.agent.runtime_nonsense import check
 from proplet.agent.runtime_outcome import (
     LOST_NOTE,
     SHARED_NOTE,
@@ -67,6 +67,7 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
 _STALE_TRIES: Final = 3
 _MOST_SHARED: Final = 8  # among a hundred daemons, so many are needed to find the one that ends its worker
 _SAMPLE_TIMEOUT_S: Final = 1.0
+_LOAD_TIMEOUT_S: Final = 30.0
 
 
 @asynccontextmanager
@@ -112,10 +113,7 @@ class WorkerRuntime(Runtime):
             settings.own_allowance_bytes,
         )
         self._by_key: dict[str, Ticket] = {}
-        self._waiting: deque[Ticket] = deque()
-        self._waiting_daemons: deque[Ticket] = deque()
-        self._running = 0
-        self._running_daemons = 0
+        self._lanes = Lanes(settings.max_running, settings.max_daemons)
         self._shared: Link | None = None
         self._links: set[Link] = set()
         self._crashes = 0
@@ -134,14 +132,13 @@ class WorkerRuntime(Runtime):
         if not self._closed:
             self._open_shared()
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Load a module soon; see the port."""
+    async def preload(self, job: Job) -> Outcome | None:
+        """Load a module; see the port."""
         if self._closed:
-            return
-        if wants_own(artefact, limits):
-            self._own.preload(artefact, limits)
-        else:
-            self._open_shared().load(artefact, limits)
+            return None
+        link = self._own.spare(job.artefact) if wants_own(job) else self._open_shared()
+        refusal = await link.load(job, _LOAD_TIMEOUT_S) if link else None
+        return Outcome(refusal[0], error=refusal[1]) if refusal else None
 
     def worker_of(self, key: str) -> int | None:
         """The process id of the worker that has a job, for measuring it."""
@@ -220,7 +217,7 @@ class WorkerRuntime(Runtime):
             if ticket.wants_own:
                 self._wait_for_own(ticket)
             else:
-                (self._waiting_daemons if ticket.daemon else self._waiting).append(ticket)
+                self._lanes.add(ticket)
                 self._dispatch()
             await ticket.done.wait()
         finally:
@@ -230,13 +227,8 @@ class WorkerRuntime(Runtime):
 
     def _dispatch(self) -> None:
         """Hand over as many jobs as there are slots, all that go to one worker in one write."""
-        if self._waiting or self._waiting_daemons:
-            batch = _take(self._waiting, self._settings.max_running - self._running)
-            self._running += len(batch)
-            daemons = _take(self._waiting_daemons, self._settings.max_daemons - self._running_daemons)
-            self._running_daemons += len(daemons)
-            if batch or daemons:
-                self._open_shared().give(batch + daemons)
+        if batch := self._lanes.take():
+            self._open_shared().give(batch)
         self._own.dispatch()
 
     def _wait_for_own(self, ticket: Ticket) -> None:
@@ -262,6 +254,7 @@ class WorkerRuntime(Runtime):
         try:
             await link.serve(delay_s)
         finally:
+            link.forget()
             self._links.discard(link)
             self._own.gone(link)
         if not self._closed:
@@ -269,9 +262,10 @@ class WorkerRuntime(Runtime):
             self._dispatch()
 
     def _reported(self, link: Link, report: Report) -> None:
-        ticket = link.tickets.pop(report.number, None)
+        ticket = link.tickets.get(report.number)
         if ticket is None:
             return
+        check(report)  # while the link has the ticket: with a link that talks nonsense ends all that it has
         self._failed_starts = 0
         if report.reason == STALE:
             ticket.stale = report.error or "damaged"
@@ -279,6 +273,7 @@ class WorkerRuntime(Runtime):
         else:
             peak_bytes = link.peak_bytes if report.peak_memory_bytes is None else None
             self._end(ticket, from_report(ticket.job, report, peak_bytes, own=link.own))
+        del link.tickets[ticket.number]
         link.job_done()
         self._release(ticket)
         self._dispatch()
@@ -337,7 +332,7 @@ class WorkerRuntime(Runtime):
                 continue
             for ticket in part:
                 ticket.leave()
-            self._running_daemons += len(part)
+                self._lanes.keep(ticket)
             link = self._open_shared() if part[-1] is daemons[-1] and len(daemons) > 1 else self._open_link(own=False)
             link.give(part)
 
@@ -347,7 +342,7 @@ class WorkerRuntime(Runtime):
         if ticket.suspect or ticket.wants_own:
             self._own.add(ticket, first=True)
         else:
-            (self._waiting_daemons if ticket.daemon else self._waiting).appendleft(ticket)
+            self._lanes.add(ticket, first=True)
 
     def _mourn(self, link: Link, tickets: list[Ticket]) -> None:
         """Say in the log how a worker ended, and let the next shared one wait if this one's life was short."""
@@ -374,22 +369,11 @@ class WorkerRuntime(Runtime):
             return
         if ticket.link.own:
             self._own.ended(ticket)
-        elif ticket.daemon:
-            self._running_daemons -= 1
         else:
-            self._running -= 1
+            self._lanes.ended(ticket)
         ticket.link = None
 
     def _end(self, ticket: Ticket, outcome: Outcome) -> None:
         if ticket.outcome is None:
             ticket.outcome = outcome
             ticket.done.set()
-
-
-def _take(waiting: deque[Ticket], room: int) -> list[Ticket]:
-    taken: list[Ticket] = []
-    while waiting and len(taken) < room:
-        ticket = waiting.popleft()
-        if not ticket.done.is_set():
-            taken.append(ticket)
-    return taken

@@ -15,14 +15,17 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent.ports import Artefact, GuestLimits, Output
+from proplet.agent.ports import Artefact, Job, Output
+from proplet.agent.runtime_nonsense import checked_refusal, checked_samples
 from proplet.agent.runtime_ticket import Ticket, order_of
 from proplet.agent.runtime_watch import Measured, Watch
+from proplet.agent.wire import Reason
 from proplet.agent.worker_child import Child, ChildGoneError
 from proplet.agent.worker_orders import (
     DONE,
     FAILED,
     LOAD,
+    LOADED,
     OUTPUT,
     PING,
     PONG,
@@ -89,7 +92,7 @@ class Link:
         self._looks_at = 0.0
         self._heard_at = 0.0
         self._pinged_at = 0.0
-        self._samples: dict[int, tuple[anyio.Event, dict[int, Any]]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
 
     @property
     def pid(self) -> int | None:
@@ -129,14 +132,12 @@ class Link:
             if self.ready:
                 self._begin(tickets)
 
-    def load(self, artefact: Artefact, limits: GuestLimits) -> None:
-        """Let the worker load a module that may be run soon."""
-        self._note_module(artefact)
-        message = [LOAD, [str(artefact.path), artefact.metered, limits.stack_bytes]]
-        if self._child:
-            self._send([message])
-        else:
-            self._early.append(message)
+    async def load(self, job: Job, timeout_s: float) -> tuple[Reason, str] | None:
+        """Let the worker load a job's module; return why it cannot, None if it can or nobody can tell."""
+        self._note_module(job.artefact)
+        content = [str(job.artefact.path), job.artefact.metered, job.limits.stack_bytes]
+        refusal: tuple[Reason, str] | None = await self._ask(LOAD, content, timeout_s)
+        return refusal
 
     def _note_module(self, artefact: Artefact) -> None:
         if len(self.modules) > _KNOWN_MODULES:
@@ -183,15 +184,25 @@ class Link:
         """Return what the worker measures of its runs, by number; empty if it does not answer in time."""
         if self._child is None or not self.tickets:
             return {}
-        request, event, answer = next(_requests), anyio.Event(), dict[int, Any]()
-        self._samples[request] = event, answer
+        return await self._ask(SAMPLE, None, timeout_s) or {}
+
+    async def _ask(self, kind: int, content: Any, timeout_s: float) -> Any:
+        """Return what the worker answers; None if it does not in time, or ends."""
+        request, answer = next(_requests), asyncio.get_running_loop().create_future()
+        self._asked[request] = answer
+        message = [kind, [request, content]]
         try:
-            self._send([[SAMPLE, request]])
+            self._send([message]) if self._child else self._early.append(message)
             with anyio.move_on_after(timeout_s):
-                await event.wait()
+                return await answer
         finally:
-            self._samples.pop(request, None)
-        return answer
+            self._asked.pop(request, None)
+
+    def forget(self) -> None:
+        """The worker has ended: nobody need wait for its answers."""
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_result(None)
 
     async def serve(self, delay_s: float) -> None:
         """Start the worker after `delay_s` and serve it until it ends; `end` says how it did."""
@@ -235,7 +246,7 @@ class Link:
                 await child.wait()
             if child.killed_by_us or child.exit_text() == "still running":
                 self.end = self.end or f"closed its channel ({gone})"
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  whatever a worker says must end itself at most
             self.end = f"sent nonsense: {error!r}"
 
     def _take(self, kind: int, content: Any) -> None:
@@ -243,16 +254,18 @@ class Link:
             self._on_report(self, Report(*content))
         elif kind == OUTPUT:
             number, stream, data, lines, size = content
+            if not (type(stream) is str and type(data) is bytes and type(lines) is type(size) is int):
+                raise TypeError("output of another kind")
             if ticket := self.tickets.get(number):
                 ticket.hear(Output(stream, data, (lines, size)), keep=self.own)
         elif kind == READY:
             self.ready = True
             self._begin(list(self.tickets.values()))
-        elif kind == SAMPLED:
+        elif kind in (SAMPLED, LOADED):
             request, answer = content
-            if waiting := self._samples.get(request):
-                waiting[1].update(answer)
-                waiting[0].set()
+            answer = checked_samples(answer) if kind == SAMPLED else checked_refusal(answer)
+            if (asked := self._asked.get(request)) is not None and not asked.done():
+                asked.set_result(answer)
         elif kind == FAILED:
             self.refusal = str(content)
             self.end = self.refusal

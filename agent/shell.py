@@ -36,6 +36,7 @@ from proplet.agent.events import (
     RunEnded,
     RunKey,
     Served,
+    Spent,
     StartReceived,
     Step,
     StopReceived,
@@ -121,6 +122,11 @@ class Shell:
         self._deciding = True  # until what the journal holds is taken over
         self._tasks: TaskGroup
         self.trouble: str | None = None
+
+    @property
+    def invoked(self) -> Spent:
+        """What all invocations have cost since the node was started."""
+        return self._invocations.spent_in_all
 
     def put(self, event: LinkEvent | Event) -> None:
         """Add an event to the inbox; from the event loop's thread only."""
@@ -219,6 +225,8 @@ class Shell:
         return wanted_by(effect, self._settings.pull_policy, self._settings.limits)
 
     def _at_hand(self, effect: Prepare) -> Event | None:
+        if effect.start.latent:
+            return None  # whether it can be loaded is asked first
         given = self._grants.at_once(effect.start)
         if given is None or (artefact := self._modules.ready(self._wanted(effect))) is None:
             return None
@@ -300,6 +308,7 @@ class Shell:
         return StartReceived(replace(start, file=None), digest, payload_hash, delivery.duplicate)
 
     def _on_connected(self) -> None:
+        self._presence.meters.counts.connects += 1
         self._outbox.wake(from_start=True)
         self._invocations.connected()
         self._asked.set()
@@ -348,6 +357,7 @@ class Shell:
         if start.latent and artefact.serves_http:
             self._presence.ended(key)
             return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
+        self._presence.meters.prepared(artefact.start_kind)
         self._jobs[key] = job_of(
             key, start, artefact, self._settings.limits, given, proplet_id=self._presence.proplet_id
         )
@@ -362,6 +372,8 @@ class Shell:
                 self._runtime.warm()  # while the module is made ready
                 artefact = await self._modules.prepare(wanted, lambda stage: self._presence.stage(key, stage))
                 event = self._prepared(effect, artefact, given)
+                if effect.start.latent and isinstance(event, ModuleReady):
+                    event = await self._refused(key) or event
             except (GrantError, ModuleError) as error:
                 event = ModuleFailed(key, error.reason, str(error))
             except StorageError as error:
@@ -373,6 +385,14 @@ class Shell:
         if not isinstance(event, ModuleReady):
             self._presence.ended(key)
         self.put(event)
+
+    async def _refused(self, key: RunKey) -> ModuleFailed | None:
+        """Load a latent task's module: what would end every invocation ends the deployment."""
+        refusal = await self._runtime.preload(self._jobs[key])
+        if refusal is None:
+            return None
+        del self._jobs[key]
+        return ModuleFailed(key, refusal.reason, refusal.error or refusal.reason.value)
 
     def _deploy(self, effect: Deploy) -> None:
         key, start = effect.key, effect.start

@@ -13,6 +13,7 @@ from proplet.agent.ports import Sample
 from proplet.agent.wire import MonitoringProfile, TaskSample
 
 _HISTORY_MAX = 1000
+_FIRST_S = 2.0
 _BRIEF = MonitoringProfile()
 _LASTING = MonitoringProfile(interval=120.0, history_size=500)
 _NO_PROCESS = TaskSample()
@@ -32,7 +33,9 @@ class TaskMeter:
         self._began = now
         self._last_cpu = (now, spent_cpu_s)
         self._samples: list[TaskSample] = []
-        self.due = now + self._interval_s
+        # Somebody looks at what has just begun; peers of the reference get theirs when the reference would.
+        soon = start.ext is not None and self._interval_s < math.inf
+        self.due = now + (min(self._interval_s, _FIRST_S) if soon else self._interval_s)
 
     @property
     def wants_end(self) -> bool:

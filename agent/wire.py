@@ -85,7 +85,7 @@ class Reason(Enum):
     DIGEST_MISMATCH = "digest_mismatch"
     NOT_SUPPORTED = "not_supported"
     PERMISSION_DENIED = "permission_denied"
-    SECRET_UNAVAILABLE = "secret_unavailable"
+    SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 - a word for what is missing
     WORKER_CRASHED = "worker_crashed"
     QUARANTINED = "quarantined"
     OVERLOADED = "overloaded"
@@ -427,6 +427,9 @@ class Invoke:
     def check(self) -> None:
         """Raise ValueError where the command cannot be carried out."""
         check_id(self.id)
+        if len(self.invocation_id) > ID_LENGTH_MAX:
+            size = len(self.invocation_id)
+            raise ValueError(f"invocation_id has {size} characters, more than the {ID_LENGTH_MAX} allowed")
 
 
 # --- outcomes ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from proplet.agent.worker_orders import (
     DONE,
     FAILED,
     LOAD,
+    LOADED,
     OUTPUT,
     PING,
     PONG,
@@ -68,10 +69,9 @@ class Worker:
         elif kind == PING:
             self._report(PONG, content)
         elif kind == SAMPLE:
-            self._submit(lambda: self._report(SAMPLED, [content, self._host.sample()]))
+            self._submit(lambda: self._report(SAMPLED, [content[0], self._host.sample()]))
         elif kind == LOAD:
-            path, metered, stack_bytes = content
-            self._submit(lambda: self._host.load(path, metered=metered, stack_bytes=stack_bytes))
+            self._submit(lambda: self._load(*content))
         elif kind == SETUP:
             self._setup(Setup(*content))
 
@@ -111,6 +111,15 @@ class Worker:
             self._work.get()()
             with self._lock:
                 self._idle += 1
+
+    def _load(self, request: int, module: Any) -> None:
+        path, metered, stack_bytes = module
+        refusal = None
+        try:
+            refusal = self._host.load(path, metered=metered, stack_bytes=stack_bytes)
+        except Exception:  # noqa: BLE001  the same
+            traceback.print_exc()
+        self._report(LOADED, [request, refusal])
 
     def _run(self, order: Order) -> None:
         try:

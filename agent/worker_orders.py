@@ -7,12 +7,13 @@ imports more than the standard library, because the worker's start is on a task'
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-# Orders: [kind, fields of the tuple]. STOP carries a run's number, PING and SAMPLE a number to answer with, LOAD the
-# path of a module that may be run soon, whether it is metered, and the stack bytes.
+# Orders: [kind, fields of the tuple]. STOP carries a run's number, PING a number to answer with, SAMPLE and LOAD such a
+# number and their content: none, and the path of a module that may be run soon, whether it is metered, the stack bytes.
 SETUP, RUN, STOP, PING, SAMPLE, LOAD = range(6)
 # Reports likewise. OUTPUT carries a run's number, the name of the stream, the bytes it printed since it was last told,
-# and how many lines and bytes after these were too much to tell.
-READY, DONE, PONG, SAMPLED, FAILED, OUTPUT = range(6)
+# and how many lines and bytes after these were too much to tell. SAMPLED and LOADED carry the number and the answer: of
+# LOADED nothing, or a reason of `wire.Reason` and a text.
+READY, DONE, PONG, SAMPLED, FAILED, OUTPUT, LOADED = range(7)
 
 # Requests to a builder: [kind, fields]. Its answers: [STAGE, name, done, total] any number of times, then
 # [BUILT, fields] or [REFUSED, reason, message], the reason being one of `wire.Reason`'s values.

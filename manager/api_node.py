@@ -2,7 +2,8 @@
 
 Metrics, in Prometheus' text format: `proplet_build_info`, `proplet_mqtt_connected`, `proplet_tasks{phase}`,
 `proplet_proplets{state}`, `proplet_store_version`, `proplet_http_requests_total{method,route,code}`,
-`proplet_http_request_seconds_total{route}`, `proplet_http_watchers`, `process_resident_memory_bytes`,
+`proplet_http_request_seconds_total{route}`, `proplet_http_watchers`, those of tasks and proplets in `api_usage`, what
+the agent of this node counts (`proplet.agent.metrics_page`), `process_resident_memory_bytes`,
 `process_cpu_seconds_total`, `process_open_fds`, `process_start_time_seconds`.
 """
 
@@ -22,6 +23,7 @@ from proplet.manager.api_http import reply
 from proplet.manager.api_openapi import document
 from proplet.manager.api_routes import Context, Operation
 from proplet.manager.api_stats import family
+from proplet.manager.api_usage import families
 from proplet.manager.model import Kind, Proplet, Task
 from proplet.manager.phases import Phase
 from proplet.manager.ports import StoreError
@@ -73,6 +75,7 @@ async def node_state(context: Context, _request: Request) -> Response:
         "manager_id": node.manager_id,
         "broker": {"address": _without_credentials(node.broker_address), "connected": node.mqtt_connected},
         "started_at": rfc3339(node.started_at),
+        "engine": node.engine,
         "pid": os.getpid(),
     }
     return reply(body)
@@ -89,20 +92,23 @@ async def metrics(context: Context, _request: Request) -> Response:
     """Answer the node's numbers in Prometheus' text format."""
     node = context.node()
     listing = await context.store.list(Kind.TASK)
-    phases = Counter(task.status.phase for task in listing.items if isinstance(task, Task))
+    tasks = [task for task in listing.items if isinstance(task, Task)]
+    phases = Counter(task.status.phase for task in tasks)
     proplets = [item for item in (await context.store.list(Kind.PROPLET)).items if isinstance(item, Proplet)]
     alive = sum(context.control.liveness(proplet.id).alive for proplet in proplets)
     states = {"alive": alive, "offline": len(proplets) - alive}
-    families = [
+    told = [
         family("proplet_build_info", "gauge", "The program's version.", [({"version": node.version}, 1)]),
         family("proplet_mqtt_connected", "gauge", "Whether the manager has its broker.", [({}, node.mqtt_connected)]),
         family("proplet_tasks", "gauge", "Tasks by phase.", [({"phase": p.value}, phases[p]) for p in Phase]),
         family("proplet_proplets", "gauge", "Proplets by state.", [({"state": s}, n) for s, n in states.items()]),
         family("proplet_store_version", "gauge", "The store's version.", [({}, listing.version)]),
+        *families(tasks, proplets, context.control),
+        node.agent_metrics(),
         *_requests(context),
         *_process(node.started_at),
     ]
-    return Response("".join(families), media_type=_PROMETHEUS)
+    return Response("".join(told), media_type=_PROMETHEUS)
 
 
 def _requests(context: Context) -> list[str]:

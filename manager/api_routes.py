@@ -34,6 +34,8 @@ class NodeState:
         broker_address: where the manager's broker is, as a URL without credentials.
         mqtt_connected: whether the manager is connected to it right now.
         started_at: epoch time of the start.
+        engine: what the agent's guests run on, if there is an agent.
+        agent_metrics: what the agent of this node counts, in Prometheus' format.
     """
 
     version: str
@@ -43,6 +45,8 @@ class NodeState:
     broker_address: str | None = None
     mqtt_connected: bool = False
     started_at: float = 0.0
+    engine: str | None = None
+    agent_metrics: Callable[[], str] = str
 
 
 @dataclass(slots=True)

@@ -311,6 +311,7 @@ def schemas() -> dict[str, Schema]:
                 "manager_id": nullable_text,
                 "broker": broker,
                 "started_at": _MOMENT,
+                "engine": nullable_text,
                 "pid": _COUNT,
             },
             "version",

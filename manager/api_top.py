@@ -11,36 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proplet.agent.codec import rfc3339
-from proplet.agent.wire import PropletMetrics, TaskMetrics
+from proplet.agent.wire import TaskMetrics
 from proplet.manager.api_http import reply
 from proplet.manager.api_routes import Context, Operation
-from proplet.manager.model import Kind, Proplet, Resource, Task, TaskStatus
-from proplet.manager.phases import Phase
-
-UNDER_WAY = (Phase.SCHEDULED, Phase.RUNNING)
-
-
-def current(status: TaskStatus, found: Sequence[TaskMetrics]) -> Sequence[TaskMetrics]:
-    """Return the last measurement of a task's current attempt by each proplet that has told one."""
-    last: dict[str, TaskMetrics] = {}
-    for one in found:
-        attempt = one.ext.attempt if one.ext else None
-        if attempt == status.attempt or (attempt is None and one.timestamp >= status.dispatched_at):
-            last[one.proplet_id] = one
-    return tuple(last.values())
-
-
-def own_cpu_percent(found: Sequence[PropletMetrics]) -> float | None:
-    """Return what a proplet's processes used of one CPU between the last two measurements, in percent."""
-    if len(found) < 2:
-        return None
-    (before, now), seconds = found[-2:], found[-1].timestamp - found[-2].timestamp
-    used = _cpu_seconds(now) - _cpu_seconds(before)
-    return round(100 * used / seconds, 2) if seconds > 0 and used >= 0 else None
-
-
-def _cpu_seconds(metrics: PropletMetrics) -> float:
-    return metrics.cpu_metrics.user_seconds + metrics.cpu_metrics.system_seconds
+from proplet.manager.api_usage import UNDER_WAY, cpu_seconds, current, own_cpu_percent
+from proplet.manager.model import Kind, Proplet, Resource, Task
 
 
 def _task(task: Task, names: dict[str, str], one: TaskMetrics | None) -> dict[str, Any]:
@@ -87,7 +62,7 @@ def _proplet(context: Context, proplet: Proplet) -> dict[str, Any]:
         said |= {
             "cpu_percent": own_cpu_percent(found),
             "machine_cpu_percent": last.cpu_metrics.percent,
-            "cpu_seconds": round(_cpu_seconds(last), 3),
+            "cpu_seconds": round(cpu_seconds(last), 3),
             "memory_bytes": last.memory_metrics.rss_bytes,
             "measured_at": rfc3339(last.timestamp),
         }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from proplet.agent.codec import to_plain
 from proplet.agent.wire import Reason
 from proplet.manager import outcome
 from proplet.manager.command import start_of, stop_of
@@ -96,6 +97,7 @@ def _with_result(task: Task, signal: Ended, at: Moment) -> TaskStatus:
         "error": result.error or None,
         "reason": reason.value if reason else None,
         "exit_code": result.ext.exit_code if result.ext else None,
+        "usage": to_plain(result.ext.usage) if result.ext and result.ext.usage else None,
         "finished_at": at.wall,
     }
     return _with(status, {**entry, **{k: v for k, v in details.items() if v is not None}})

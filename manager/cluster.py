@@ -22,6 +22,7 @@ from anyio import CapacityLimiter
 from proplet.agent.mqtt import MqttSettings
 from proplet.agent.topics import Topics
 from proplet.manager import rules
+from proplet.manager.api_usage import families
 from proplet.manager.book import HOLD_S
 from proplet.manager.bus import BusSettings, open_bus
 from proplet.manager.controller import Controller
@@ -36,7 +37,7 @@ from proplet.manager.kubernetes_pulse import Pulse
 from proplet.manager.manifest import GROUPS
 from proplet.manager.measures import MeasuredStore, Measures
 from proplet.manager.membership import Membership
-from proplet.manager.model import Kind
+from proplet.manager.model import Kind, Proplet, Task
 from proplet.manager.pod_grants import Grants
 from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
@@ -164,7 +165,7 @@ class Reign:
                 ok = False
         return Answer("".join(f"{line}\n" for line in lines), ok)
 
-    def metrics(self) -> str:
+    async def metrics(self) -> str:
         """Everything that is measured, in Prometheus' format."""
         queued = self.control.queued if self.control is not None else 0
         gauges = {
@@ -173,7 +174,23 @@ class Reign:
             "proplet_store_synced": ("Whether every watch gets on.", float(self.problem is None)),
             "proplet_queue_depth": ("Tasks that wait to be looked at.", float(queued)),
         }
-        return "".join(f"{line}\n" for line in self.measures.lines(gauges))
+        own = "".join(f"{line}\n" for line in self.measures.lines(gauges))
+        return own + "".join(await self._usage())
+
+    async def _usage(self) -> list[str]:
+        """What the proplets have told, while this manager hears them."""
+        if self.control is None:
+            return []
+        try:
+            tasks = await self._cluster.list(Kind.TASK)
+            proplets = await self._cluster.list(Kind.PROPLET)
+        except StoreError:
+            return []  # what can be told without the cluster is
+        return families(
+            [task for task in tasks.items if isinstance(task, Task)],
+            [proplet for proplet in proplets.items if isinstance(proplet, Proplet)],
+            self.control,
+        )
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

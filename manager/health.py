@@ -7,7 +7,7 @@ GET its first line and who asks, answers once and closes; what is sent to it can
 import logging
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,12 +51,17 @@ class Answer:
     content_type: str = _TEXT
 
 
-Page = Callable[[], Answer]
+Page = Callable[[], Answer | Awaitable[Answer]]
 
 
-def metrics_page(lines: Callable[[], str]) -> Page:
+def metrics_page(lines: Callable[[], str | Awaitable[str]]) -> Page:
     """The page of metrics in Prometheus' format."""
-    return lambda: Answer(lines(), content_type=_METRICS)
+
+    async def page() -> Answer:
+        text = lines()
+        return Answer(text if isinstance(text, str) else await text, content_type=_METRICS)
+
+    return page
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ async def _serve(
                         raw, server_side=True, ssl_context=tls.get(), standard_compatible=False
                     )
                 peer = raw.extra(SocketAttribute.remote_address, ("", 0))  # noqa: S610 - no Django here
-                await stream.send(_response(site, await _request(stream), str(peer[0])))
+                await stream.send(await _response(site, await _request(stream), str(peer[0])))
         except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
             pass  # it went away
         finally:
@@ -129,7 +134,7 @@ async def _request(stream: ByteStream) -> bytes:
     return head.partition(b"\r\n\r\n")[0]
 
 
-def _response(site: Site, head: bytes, peer: str) -> bytes:
+async def _response(site: Site, head: bytes, peer: str) -> bytes:
     line, *headers = head.split(b"\r\n")
     parts = line.decode("latin-1").split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
@@ -146,6 +151,8 @@ def _response(site: Site, head: bytes, peer: str) -> bytes:
         return _page(refusal[0], Answer(refusal[1]))
     try:
         answer = page()
+        if not isinstance(answer, Answer):
+            answer = await answer
     except Exception:
         log.exception("a defect of this program: %s", parts[1])
         return _page(500, Answer("the log says why\n"))

@@ -5,11 +5,13 @@ and rounds have theirs in `vocabulary_work`. Source of the names: both eras of t
 its HTTP API; ours beside them.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from proplet.agent import wire
 from proplet.manager import model
 from proplet.manager.phases import Phase
+from proplet.manager.reading import Shape
 from proplet.manager.scalars import (
     BASE64,
     BYTES,
@@ -153,6 +155,19 @@ CONDITIONS: Final = Sequence(
     )
 )
 
+_COSTS: Final[Mapping[str, Shape]] = {
+    "cpu_seconds": NUMBER,
+    "peak_memory_bytes": WHOLE,
+    "wall_seconds": MapOf(NUMBER),
+    "start_kind": TEXT,
+    "memory_note": TEXT,
+    "fuel_used": WHOLE,
+    "invocations": WHOLE,
+    "restarts": WHOLE,
+}
+
+USAGE: Final = Record(wire.Usage, tuple(Field(name, shape) for name, shape in _COSTS.items()))
+
 BROADCAST_RESULT: Final = Spelled(
     {
         "proplet_id": TEXT,
@@ -161,22 +176,9 @@ BROADCAST_RESULT: Final = Spelled(
         "error": TEXT,
         "reason": TEXT,
         "exit_code": WHOLE,
+        "usage": Spelled(_COSTS),
         "finished_at": MOMENT,
     }
-)
-
-USAGE: Final = Record(
-    wire.Usage,
-    (
-        Field("cpu_seconds", NUMBER),
-        Field("peak_memory_bytes", WHOLE),
-        Field("wall_seconds", MapOf(NUMBER)),
-        Field("start_kind", TEXT),
-        Field("memory_note", TEXT),
-        Field("fuel_used", WHOLE),
-        Field("invocations", WHOLE),
-        Field("restarts", WHOLE),
-    ),
 )
 
 # The two fields that every kind's status shares with its `meta` are written by `manifest`: createdAt and updatedAt.

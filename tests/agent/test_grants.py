@@ -1,15 +1,17 @@
 """What a task is given of what it asks for: held against the node's ceiling, on a real file system."""
 
 import os
+import site
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proplet.agent.grants import AllowedDirectory, Ceiling, GrantError, grant
+from proplet.agent.grants import AllowedDirectory, Ceiling, GrantError, grant, process_mounts
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
 
 FILE = "/etc/proplet/proplet.toml"
@@ -109,6 +111,27 @@ def test_nobody_writes_to_the_nodes_own_program(disk: Path) -> None:
     assert grant(ask(sys.prefix), everything).dirs
     for host in (sys.prefix, Path(sys.prefix).parent):
         assert "no task is ever given" in refusal(ask(host, read_only=False), everything)
+
+
+@pytest.mark.parametrize("place", [os.__file__, sys.executable, site.getusersitepackages()])
+def test_nor_to_the_python_that_runs_it(place: str) -> None:
+    directory = Path(place).resolve().parent
+    assert "no task is ever given" in refusal(ask(directory, read_only=False), ceiling(Path("/"), read_only=False))
+
+
+def test_nor_to_a_program_that_runs_guests_which_anybody_may_read(disk: Path) -> None:
+    (disk / "data/wasmtime").write_text("")
+    allowed = replace(ceiling(disk / "data", read_only=False), programs=(str(disk / "data/wasmtime"),))
+    assert "no task is ever given" in refusal(ask(disk / "data", read_only=False), allowed)
+    assert grant(ask(disk / "data"), allowed).dirs
+
+
+def test_the_processes_of_the_machine_are_found_wherever_they_are_mounted() -> None:
+    mounts = """22 1 0:21 / /proc rw,nosuid - proc proc rw
+23 1 0:22 / /sys rw - sysfs sysfs rw
+90 1 0:44 / /srv/host\\040root/proc rw shared:3 - proc none rw,hidepid=2
+"""
+    assert process_mounts(mounts) == [Path("/proc"), Path("/srv/host root/proc")]
 
 
 def test_the_processes_of_the_machine_are_never_granted() -> None:

@@ -9,7 +9,7 @@ import pytest
 from proplet.agent import codec, wire
 from proplet.agent.events import Outcome, RunKey
 from proplet.agent.mqtt_model import Delivery
-from proplet.agent.ports import Artefact, GuestLimits, Job, Notice, Sample, nobody
+from proplet.agent.ports import Job, Notice, Sample, nobody
 from proplet.agent.presence import Presence, PresenceSettings
 from proplet.agent.topics import Route, Topics
 from proplet.agent.vitals import Vitals
@@ -24,7 +24,8 @@ START = wire.Start("t", "main", ext=wire.StartTerms(attempt=1, topics=("progress
 class IdleRuntime:
     def warm(self) -> None: ...
 
-    def preload(self, artefact: Artefact, limits: GuestLimits) -> None: ...
+    async def preload(self, job: Job) -> Outcome | None:
+        return None
 
     async def run(self, job: Job, tell: Callable[[Notice], None] = nobody) -> Outcome:
         raise NotImplementedError

@@ -34,9 +34,12 @@ class PlayedLink:
     published: list[tuple[Route, Any]] = field(default_factory=list)
     acknowledged: list[int] = field(default_factory=list)
     news: anyio.Event = field(default_factory=anyio.Event)
+    held: anyio.Event | None = None  # until it is set, nothing is taken
 
     async def publish(self, topic: str, payload: bytes, qos: int) -> None:
         await anyio.lowlevel.checkpoint()
+        if self.held is not None:
+            await self.held.wait()
         if not self.connected:
             raise NotConnectedError("not connected")
         parsed = TOPICS.parse(topic)

@@ -1,14 +1,14 @@
 """What a task's measurements say, given its monitoring profile."""
 
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 
 from proplet.agent.events import Outcome
 from proplet.agent.ports import Sample
 from proplet.agent.task_meter import TaskMeter
-from proplet.agent.wire import MonitoringProfile, Reason, Start, TaskSample
+from proplet.agent.wire import MonitoringProfile, Reason, Start, StartTerms, TaskSample
 
 PROCESS = TaskSample(disk_read_bytes=10, disk_write_bytes=20, thread_count=3, file_descriptor_count=7)
 USED = Sample(cpu_s=0.5, memory_bytes=1024, wall_s=2.0)
@@ -21,6 +21,16 @@ def meter(profile: MonitoringProfile | None = None, *, daemon: bool = False) -> 
 def test_without_a_profile_a_task_is_measured_every_ten_seconds_and_a_daemon_every_two_minutes() -> None:
     assert (meter().due, meter(daemon=True).due) == (110.0, 220.0)
     assert not meter().wants_end
+
+
+def test_managers_of_ours_see_something_of_a_daemon_soon() -> None:
+    daemon = Start("t", "main", daemon=True, ext=StartTerms(attempt=1))
+    mine = TaskMeter(daemon, 100.0, 4096)
+    assert mine.due == 102.0
+    mine.asked(102.0)
+    assert mine.due == 222.0
+    never = replace(daemon, monitoring_profile=MonitoringProfile(enabled=False))
+    assert TaskMeter(never, 100.0, 4096).due == math.inf
 
 
 @pytest.mark.parametrize("profile", [MonitoringProfile(enabled=False), MonitoringProfile(export_to_mqtt=False)])

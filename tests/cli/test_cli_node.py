@@ -128,7 +128,9 @@ async def test_a_node_takes_tasks_tells_of_them_and_ends_well(home: Path) -> Non
         assert again == (0, "task/addition started\n", "")
         assert (await proplet(home, "wait", "addition", "--for", "finished")).code == 0
         assert (await proplet(home, "delete", "task/addition")).code == 0
-        assert (await proplet(home, "version")).out.splitlines()[1].endswith("(agent, broker, manager)")
+        own, of_node, engine = (await proplet(home, "version")).out.splitlines()
+        assert (own.split()[1], engine) == (of_node.split()[1], "engine cranelift")
+        assert of_node.endswith("(agent, broker, manager)")
         node.terminate()
         with anyio.fail_after(PATIENCE_S):
             assert await node.wait() == 0

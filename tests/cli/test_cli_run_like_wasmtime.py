@@ -72,6 +72,7 @@ def _directory(place: Path) -> Path:
         ("--invoke absent guests/addition.wasm", b"", 1),
         ("--invoke divide guests/traps.wasm 0", b"", 134),
         ("--invoke main guests/recursion.wasm", b"", 134),
+        ("--invoke accept guests/wasi_all.wasm 3", b"", 0),
         ("guests/missing_import.wasm", b"", 1),
         ("guests/absent.wasm", b"", 1),
         ("inside/note", b"", 1),
@@ -96,6 +97,12 @@ def test_it_differs_where_the_program_would_refuse_an_exit_status(home: Path) ->
     assert (theirs.code, ours.code) == (1, 200)
 
 
+def test_it_differs_in_taking_the_misuse_of_a_host_function_for_a_trap(home: Path) -> None:
+    theirs, ours = both(home, "--invoke", "random", "guests/wasi_all.wasm", "65530", "100")
+    assert (theirs.code, ours.code) == (1, 134)
+    assert "Pointer out of bounds" in ours.err
+
+
 def test_it_differs_in_entering_what_is_no_command(home: Path) -> None:
     theirs, ours = both(home, "guests/initialize.wasm")
     assert (theirs, ours) == ((0, "", theirs.err), (0, "42\n", ""))
@@ -112,6 +119,13 @@ def test_a_guest_that_reads_no_input_is_not_kept_waiting_for_it(home: Path) -> N
         os.close(reading)
         os.close(writing)
     assert out == b"42\n"
+
+
+def test_a_guest_without_any_standard_input_reads_none(home: Path) -> None:
+    # Descriptor 0 is then the next file that is opened, whatever it is.
+    line = f"exec {COMMAND} run -q wasi_program.wasm input <&-"
+    done = _done(["sh", "-c", line], DIRECTORY, environment(home), b"")
+    assert done == (0, "input: 0\n", "")
 
 
 def _tree(place: Path) -> dict[str, str]:

@@ -96,6 +96,16 @@ async def test_a_broadcast_task_has_a_line_for_each_proplet_that_measures_it(bus
     assert rows == [["calm", "pi-2"], ["calm", "pi-1"]]
 
 
+async def test_describe_tells_what_a_task_that_runs_uses(busy: Node, home: Path) -> None:
+    said = (await proplet(home, "describe", "task", "hot")).out
+    lines = [line.strip() for line in said.splitlines()]
+    assert lines.index("Measured:") > lines.index("Status:")
+    assert "CPU Percent:   97.0" in lines
+    assert "Memory Bytes:  192 KiB" in lines
+    assert "Restarts:      1" in lines
+    assert "Measured" not in (await proplet(home, "describe", "task", "over")).out
+
+
 async def test_where_nothing_runs_that_is_said(node: Node, home: Path) -> None:
     assert await proplet(home, "top") == (0, "no tasks are under way\n", "")
     wrong = await proplet(home, "top", "--interval", "soon")

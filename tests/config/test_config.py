@@ -193,6 +193,28 @@ def test_the_references_variables_of_both_eras_are_accepted(home: Path) -> None:
     assert (old.node.namespace, old.node.log_level, old.agent.enable_monitoring) == ("edge", LogLevel.WARN, False)
 
 
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ({}, None),
+        ({"PROPLET_METRICS_ENABLED": "true"}, ":9092"),
+        ({"PROPLET_METRICS_PORT": "9100"}, ":9100"),
+        ({"PROPLET_METRICS_ENABLED": "false", "PROPLET_METRICS_PORT": "9100"}, "0"),
+        ({"PROPLET_METRICS_PORT": "9100", "PROPLET_AGENT_METRICS_ADDRESS": "127.0.0.1:9"}, "127.0.0.1:9"),
+    ],
+)
+def test_the_references_metrics_are_served_where_its_variables_say_so(
+    home: Path, given: dict[str, str], address: str | None
+) -> None:
+    assert load(None, environ(home, **given)).agent.metrics_address == address
+
+
+def test_metrics_that_cannot_be_served_as_asked_are_refused(home: Path) -> None:
+    wrong = problems(None, environ(home, PROPLET_METRICS_PORT="http"))
+    assert 'PROPLET_METRICS_PORT: agent.metrics_address: ":http" is no address' in wrong
+    assert "PROPLET_METRICS_ENABLED" in problems(None, environ(home, PROPLET_METRICS_ENABLED="perhaps"))
+
+
 def test_two_names_for_one_credential_must_agree(home: Path) -> None:
     env = environ(home, PROPLET_DOMAIN_ID="a", PROPLET_TENANT_ID="b")
     assert "PROPLET_DOMAIN_ID and PROPLET_TENANT_ID: mqtt.domain: they differ" in problems(None, env)

@@ -1,10 +1,11 @@
 """Tasks that run everywhere at once."""
 
 from proplet.agent.wire import Reason
+from proplet.manager.manifest import to_manifest
 from proplet.manager.model import PropletSelector, TaskStatus
 from proplet.manager.phases import TERMINAL, Phase
 from tests.manager.test_task_core import ask_to_stop
-from tests.manager.worlds import Story, story
+from tests.manager.worlds import USAGE, Story, story
 
 
 def entries(told: Story) -> dict[str, str]:
@@ -42,6 +43,15 @@ def test_a_broadcast_is_complete_when_all_have_answered() -> None:
     assert told.status.phase is Phase.COMPLETED
     assert [(e["proplet_id"], e["results"]) for e in told.status.broadcast_results] == [("a", "1"), ("b", "2")]
     assert told.status.results == "1"
+
+
+def test_what_a_broadcast_cost_is_told_for_each_proplet() -> None:
+    told = story("a", "b", broadcast=True).look().result("a", "1", usage=USAGE).result("b", "2")
+    first, second = told.status.broadcast_results
+    assert first["usage"] == {"cpu_seconds": 0.01, "peak_memory_bytes": 65536, "wall_seconds": {"run": 0.02}}
+    assert "usage" not in second
+    written = to_manifest(told.task)["status"]["broadcastResults"][0]["usage"]
+    assert written == {"cpuSeconds": 0.01, "peakMemoryBytes": 65536, "wallSeconds": {"run": 0.02}}
 
 
 def test_only_the_first_result_of_a_proplet_counts() -> None:

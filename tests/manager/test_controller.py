@@ -7,6 +7,7 @@ import pytest
 
 from proplet.agent.wire import (
     LogLines,
+    MeterTerms,
     PropletMetrics,
     Reason,
     TaskMetrics,
@@ -107,6 +108,19 @@ async def test_metrics_and_logs_are_kept_in_memory_within_bounds(node: Node) -> 
     assert node.controller.task_logs("another-managers") == ()
     await node.store.delete(Kind.TASK, task.meta.key)
     await eventually(lambda: node.controller.task_logs(task.id) == ())
+
+
+async def test_a_measurement_confirms_the_attempt_that_it_is_of_and_its_last_one_none(node: Node) -> None:
+    pi = node.proplet("pi-1")
+    pi.stage = "compiling"
+    task = await node.create("add", latent=True)
+    await node.until("add", lambda t: t.status.phase is Phase.SCHEDULED)
+    pi.say(TaskMetrics(task.id, "pi-1", ext=MeterTerms(attempt=7)))
+    pi.say(TaskMetrics(task.id, "pi-1", ext=MeterTerms(attempt=1, final=True)))
+    await anyio.wait_all_tasks_blocked()
+    assert (await node.get("add")).status.phase is Phase.SCHEDULED
+    pi.say(TaskMetrics(task.id, "pi-1", ext=MeterTerms(attempt=1)))
+    await running(node, "add")
 
 
 async def test_nothing_is_kept_of_tasks_that_are_gone() -> None:

@@ -1,17 +1,20 @@
 """What tasks use while they run, published as their monitoring profiles ask, by a real node."""
 
 import json
+from pathlib import Path
 
 import pytest
 import wasmtime
 
 from proplet.agent import wire
 from proplet.agent.codec import encode
-from proplet.agent.topics import Route
+from proplet.agent.topics import Route, Topics
+from tests.node.conftest import agent_config
 from tests.node.test_latent_tasks import LOOP, deploy, invoke
 from tests.node.test_usage import COUNTS
 from tests.support.modules import module
-from tests.support.node import NodeProcess, Peer
+from tests.support.mosquitto import CHANNEL, DOMAIN, MANAGER, PROPLET, MosquittoServer, mosquitto  # noqa: F401
+from tests.support.node import NodeProcess, Peer, open_peer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.mosquitto]
 
@@ -89,6 +92,22 @@ async def test_a_task_with_a_process_of_its_own_has_that_processs_threads_and_fi
     await peer.result("waits")
 
 
+async def test_every_run_of_a_task_that_is_repeated_is_measured_and_the_result_has_the_sum(
+    agent: NodeProcess, peer: Peer
+) -> None:
+    terms = wire.StartTerms(attempt=1, restart_policy=wire.RestartPolicy.ON_FAILURE, backoff_limit=1)
+    traps = bytes(wasmtime.wat2wasm('(module (memory (export "memory") 1) (func (export "main") unreachable))'))
+    await peer.start("again", file=traps, inputs=(), ext=terms, monitoring_profile=wire.MonitoringProfile())
+    result = await peer.result("again")
+    runs = await metrics(peer, "again", 2)
+    assert [(run.ext.restarts, run.ext.final) for run in runs if run.ext] == [(0, True), (1, True)]
+    assert result.ext is not None
+    assert result.ext.usage is not None
+    assert result.ext.usage.restarts == 1
+    spent = sum(run.ext.cpu_seconds or 0 for run in runs if run.ext)
+    assert result.ext.usage.cpu_seconds == pytest.approx(spent)
+
+
 async def test_a_latent_task_is_measured_while_it_is_invoked_and_once_more_when_it_rests(
     agent: NodeProcess, peer: Peer
 ) -> None:
@@ -112,3 +131,22 @@ async def test_a_latent_task_is_measured_while_it_is_invoked_and_once_more_when_
     await peer.until(
         lambda: [m for m in peer.all(Route.TASK_METRICS, "f") if m.ext and m.ext.final and m.ext.invocations == 3]
     )
+
+
+async def test_what_runs_in_the_wasmtime_program_is_measured_as_that_process(
+    tmp_path: Path,
+    mosquitto: MosquittoServer,  # noqa: F811
+) -> None:
+    config = agent_config(mosquitto) + '[runtime]\nexternal = "wasmtime"\n'
+    with NodeProcess(tmp_path / "host", config):
+        settings = mosquitto.link_settings(MANAGER.username)
+        async with open_peer(settings, Topics(DOMAIN, CHANNEL), PROPLET.username) as peer:
+            await peer.send(Route.HELLO, wire.Hello("m"))
+            await peer.until(lambda: peer.all(Route.INVENTORY), what="the agent")
+            await peer.start("t", file=SLEEPS, name="_start", inputs=(), monitoring_profile=EVERY_SECOND)
+            one = (await metrics(peer, "t"))[0].metrics
+            assert one.thread_count > 1
+            assert one.file_descriptor_count > 3
+            assert one.memory_bytes > 1024 * 1024
+            await peer.send(Route.STOP, wire.Stop("t"))
+            await peer.result("t")

@@ -49,7 +49,7 @@ class Node:
 
 @asynccontextmanager
 async def open_node(directory: Path, **settings: Any) -> AsyncIterator[Node]:
-    """A node whose store, cache and key are in `directory`; `settings` are the runtime's, `engine` the modules', too."""
+    """A node whose store, cache and key are in `directory`; `settings` are the runtime's or the modules', or both's."""
     of_modules = {"engine": settings.get("engine", CRANELIFT)}
     of_modules |= {name: settings.pop(name) for name in ("cache_bytes", "compile_memory_bytes") if name in settings}
     async with AsyncExitStack() as stack:

@@ -176,3 +176,13 @@ async def test_a_node_without_the_program_says_so(node: Node, tmp_path: Path) ->
             Reason.NOT_SUPPORTED,
             f"there is no program {tmp_path / 'none'}, which [runtime] program names",
         )
+
+
+async def test_nobody_else_writes_what_the_program_has_compiled(node: Node, tmp_path: Path) -> None:
+    for place in (tmp_path / "program", tmp_path / "program/compiled"):
+        place.mkdir()
+        place.chmod(0o777)
+    settings = ProgramSettings(runs_all=True, cache_dir=tmp_path / "program")
+    async with open_programs(settings, node.runtime, 1) as runtime:
+        assert (await runtime.run(await node.job("addition", "main", ["1", "2"]))).reason is Reason.OK
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("program", "program/compiled")] == [0o700, 0o700]

@@ -34,6 +34,8 @@ def job(kind: ModuleKind = ModuleKind.CORE, export: str = "main", **terms: Any) 
         ),
         (["--invoke", "f", "--env=A=b=c"], ("--invoke=f", "--env=A=b=c")),
         (["-S=cli,http"], ("-Scli,http",)),
+        (["-Ccranelift-debug-verifier"], ("-Ccranelift-debug-verifier",)),
+        (["-Wmax-memory-size=9,gc=n"], ("-Wmax-memory-size=9,gc=n",)),
         (["-Sinherit-network=n,tcp=n"], ("-Sinherit-network=n,tcp=n",)),
     ],
 )
@@ -54,6 +56,12 @@ def test_harmless_flags_are_kept_each_in_one_piece(arguments: list[str], kept: t
         ["-Stcplisten=0.0.0.0:1"],
         ["-Ccache-config=/etc/x"],
         ["-C", "cache"],
+        ["-Ccranelift-enable_probestack=false"],
+        ["-C", "compiler=cranelift,cranelift-enable_heap_access_spectre_mitigation=n"],
+        ["-Wall-proposals"],
+        ["-Wstack-switching=y"],
+        ["-W", "shared-memory,threads"],
+        ["-Sthreads"],
         ["-Dcoredump=/tmp/x"],
         ["-D", "log-to-files"],
         ["-Ddebugger=/x"],
@@ -81,6 +89,20 @@ def test_a_directory_is_taken_if_it_was_granted_just_so_and_sockets_with_the_per
     assert checked(["-Sinherit-network"], Permissions(tcp=("*",))) == ("-Sinherit-network",)
     with pytest.raises(FlagError, match=r"permissions\.tcp"):
         checked(["-Sinherit-network"], NOTHING)
+
+
+def test_a_directory_that_is_named_by_a_link_is_the_one_that_was_granted(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    real, link = tmp_path / "real", tmp_path / "link"
+    granted_dirs = Permissions(dirs=(DirectoryGrant(str(real), "/data"),))
+    assert checked([f"--dir={link}::/data"], granted_dirs) == ()
+    (tmp_path / "other").mkdir()
+    link.unlink()
+    link.symlink_to("other")
+    for argument in (f"--dir={link}::/data", f"--dir={real}::/", f"--dir={real}/..::/data"):
+        with pytest.raises(FlagError):
+            checked([argument], granted_dirs)
 
 
 @given(st.lists(st.text(alphabet=string.ascii_lowercase + "-=:/,SWCDO", max_size=12), max_size=6))

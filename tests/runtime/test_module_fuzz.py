@@ -5,6 +5,7 @@
 """
 
 import json
+import logging
 import os
 import random
 import time
@@ -32,7 +33,7 @@ AT_ONCE = 8
 FAULTS = {Reason.WORKER_CRASHED, Reason.INTERNAL, Reason.QUARANTINED, Reason.STORAGE}
 
 
-async def test_damaged_modules_cost_nobody_anything(tmp_path: Path) -> None:
+async def test_damaged_modules_cost_nobody_anything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     print(f"FUZZ_SEED={SEED}")
     mutations = Mutations([path.read_bytes() for path in sorted(DIRECTORY.glob("*.wasm"))], SEED)
     ends: Counter[str] = Counter()
@@ -55,6 +56,8 @@ async def test_damaged_modules_cost_nobody_anything(tmp_path: Path) -> None:
         assert (await node.run("addition", "main", "1", "2")).results == "3"
     print(f"{COUNT} in {time.monotonic() - began:.1f} s: {dict(ends.most_common())}")
     assert sum(ends.values()) == COUNT
+    # A worker that was lost would be told there, even if the jobs it had were run again without a fault.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert len(ends) > 3, "damaged so much that nothing is compiled"
 
 

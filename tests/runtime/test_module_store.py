@@ -289,3 +289,23 @@ def test_the_name_depends_on_module_and_metering() -> None:
 
 def _names(directory: Path) -> set[str]:
     return {path.name for path in directory.rglob("*") if path.is_file()}
+
+
+async def test_a_compiled_file_is_read_once_per_process_unless_it_is_another(tmp_path: Path) -> None:
+    digests, key = cache.Digests(), cache.device_key(tmp_path / "key")
+    async with open_store(tmp_path) as modules:
+        path = (await prepare(modules, ADDITION)).path
+    record, before = cache.verify(path, key, digests), path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.verify(path, key, digests) == record, "it looks as it was: it is not read again"
+    os.utime(path)
+    with pytest.raises(cache.RottenError, match="is not what this device compiled"):
+        cache.verify(path, key, digests)
+    data[-1] ^= 1
+    other = path.with_name("other")
+    other.write_bytes(data)
+    other.rename(path)
+    assert cache.verify(path, key, digests) == record

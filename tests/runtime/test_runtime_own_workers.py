@@ -185,14 +185,55 @@ async def test_a_crash_of_its_worker_is_its_own_and_counts(warm_directory: Path)
 async def test_a_preloaded_module_is_hot_at_its_first_run(node: Any) -> None:
     for guest, export in (("addition", "main"), (WAITING, "add")):
         job = await node.job(guest, export, ["1", "2"])
-        node.runtime.preload(job.artefact, job.limits)
-        # In the shared worker the order is kept; one of its own is given what was loaded into it.
+        assert await node.runtime.preload(job) is None
         outcome = await node.runtime.run(job)
-        assert (outcome.results, outcome.reason) == ("3", Reason.OK)
-        with anyio.fail_after(10):
-            while outcome.start_kind is not StartKind.HOT:
-                outcome = await node.runtime.run(job)
+        assert (outcome.results, outcome.start_kind) == ("3", StartKind.HOT)
     assert len(node.runtime.worker_pids) == 2
+
+
+async def test_an_invocation_gets_the_next_worker_of_its_own_before_other_jobs(warm_directory: Path) -> None:
+    ended: list[str] = []
+    async with open_node(warm_directory, max_own_workers=2) as node, anyio.create_task_group() as tasks:
+
+        async def run(job: Job) -> None:
+            await node.runtime.run(job)
+            ended.append(job.key)
+
+        for number in range(2):
+            tasks.start_soon(run, await node.job(WAITING, "sleep", ["1000000"], key=f"long-{number}"))
+        await node.running("long-0", "long-1")
+        for key, invoked in (("job", False), ("invocation", True)):
+            tasks.start_soon(run, await node.job(WAITING, "sleep", ["1"], key=key, invoked=invoked))
+        await anyio.wait_all_tasks_blocked()
+        node.runtime.stop("long-0")
+        with anyio.fail_after(10):
+            while "job" not in ended:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert ended == ["long-0", "invocation", "job"]
+        node.runtime.stop("long-1")
+
+
+async def test_preloading_tells_what_would_end_every_run(node: Any) -> None:
+    job = await node.job("missing_import")
+    refusal = await node.runtime.preload(job)
+    assert refusal.reason is Reason.MISSING_IMPORT
+    assert refusal.error == (await node.runtime.run(job)).error
+
+
+async def test_preloading_in_a_worker_that_ends_meanwhile_tells_nothing(node: Any) -> None:
+    job, refusals = await node.job("addition", "main", ["1", "2"]), []
+
+    async def preload() -> None:
+        refusals.append(await node.runtime.preload(job))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(preload)
+            while not node.runtime.worker_pids:
+                await anyio.lowlevel.checkpoint()
+            os.kill(node.runtime.worker_pids[0], signal.SIGKILL)
+    assert refusals == [None]
+    assert (await node.runtime.run(job)).results == "3"
 
 
 async def _waits(node: Any, guest: str, export: str, inputs: list[str], **terms: Any) -> Job:

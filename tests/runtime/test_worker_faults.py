@@ -1,7 +1,9 @@
 """What a worker's death, deafness or refusal does: to the guest that caused it, to its neighbours, to the agent."""
 
+import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +17,13 @@ import pytest
 
 from proplet.agent.ports import Outcome
 from proplet.agent.wire import Reason
+from proplet.agent.worker_frames import encode
+from proplet.agent.worker_orders import DONE, OUTPUT
 from tests.runtime.conftest import open_node
 
 pytestmark = pytest.mark.anyio
+
+_PIDFD_GETFD = 438  # the same number on every machine
 
 
 async def test_a_worker_killed_while_it_ran_one_guest_fails_it_and_names_the_signal(node: Any) -> None:
@@ -94,6 +100,41 @@ async def test_a_deaf_worker_is_killed_though_no_guest_is_overdue(node: Any) -> 
     assert "did not answer" in outcomes[0].error
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["no such reason", ""],
+        ["ok", 5],
+        ["ok", None, None, None, "text, not bytes"],
+        ["trap", "", 5],
+        ["ok", "", None, None, b"", b"", "much"],
+    ],
+)
+async def test_a_worker_that_reports_nonsense_is_ended_and_its_run_is_answered(node: Any, content: list[Any]) -> None:
+    async def misreport() -> None:
+        ticket = node.runtime._by_key["guest-0"]
+        _write_as_the_worker(ticket.link.pid, [DONE, [ticket.number, *content]])
+
+    outcomes = await _meanwhile(node, ["loop"], misreport, wall_s=10.0)
+    assert outcomes[0].reason is Reason.WORKER_CRASHED
+    assert "sent nonsense" in outcomes[0].error
+    assert node.runtime._lanes.running == 0, "its slot is free again"
+    assert (await node.run("addition", "main", "1", "2")).results == "3"
+
+
+@pytest.mark.parametrize("message", [[OUTPUT, [1, "stdout", 5, 0, 0]], [OUTPUT, [1]], [DONE, 5], [99, 0], 7, {}])
+async def test_a_worker_that_talks_nonsense_is_ended_and_nobody_else(node: Any, message: Any) -> None:
+    async def talk() -> None:
+        ticket = node.runtime._by_key["guest-0"]
+        if message and message != 7 and message[0] == OUTPUT:
+            message[1][0] = ticket.number
+        _write_as_the_worker(ticket.link.pid, message)
+
+    outcomes = await _meanwhile(node, ["loop"], talk, wall_s=10.0)
+    assert outcomes[0].reason is Reason.WORKER_CRASHED
+    assert (await node.run("addition", "main", "1", "2")).results == "3"
+
+
 async def test_a_module_that_costs_three_workers_is_quarantined_and_no_other(warm_directory: Path) -> None:
     async with open_node(warm_directory, quarantine_s=600) as node:
         for _ in range(3):
@@ -103,6 +144,18 @@ async def test_a_module_that_costs_three_workers_is_quarantined_and_no_other(war
         assert refused.reason is Reason.QUARANTINED
         assert "3 workers" in refused.error
         assert (await node.run("addition", "main", "1", "2")).results == "3"
+
+
+async def test_invocations_do_not_wait_for_long_jobs(warm_directory: Path) -> None:
+    async with open_node(warm_directory, max_running=2) as node, anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(node.runtime.run, await node.job("sleeper", "_start", key=f"long-{number}"))
+        await node.running("long-0", "long-1")
+        calls = [await node.job("addition", "main", [str(n), "1"], invoked=True) for n in range(8)]
+        with anyio.fail_after(10):
+            assert [(await node.runtime.run(call)).results for call in calls] == [str(n + 1) for n in range(8)]
+        for number in range(4):
+            node.runtime.stop(f"long-{number}")
 
 
 async def test_a_quarantine_ends(warm_directory: Path) -> None:
@@ -249,6 +302,18 @@ async def _meanwhile(
             await waiting
     assert time.monotonic() - began < 60
     return [outcomes[number] for number in range(len(guests))]
+
+
+def _write_as_the_worker(pid: int, message: Any) -> None:
+    """Write on the worker's own end of its channel, as a guest that has taken the worker over would."""
+    (descriptor,) = (int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir() if "socket:" in str(fd.readlink()))
+    pidfd = os.pidfd_open(pid)
+    taken = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
+    os.close(pidfd)
+    if taken < 0:
+        pytest.skip(f"this kernel gives nobody another's socket: {os.strerror(ctypes.get_errno())}")
+    with socket.socket(fileno=taken) as channel:
+        channel.sendall(encode([message]))
 
 
 def _kill(node: Any, number: signal.Signals) -> None:

@@ -6,6 +6,7 @@ is part of this repository. Without a network they are missing: a reason to skip
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -106,6 +107,7 @@ def _componentize(out: Path, site: Path) -> None:
     command = ["-d", "world.wit", "-w", "words", "componentize", "app", "-o", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     _run([sys.executable, "-c", code, *command], _SOURCES, environment)
+    shutil.rmtree(site)
 
 
 def _pip(*arguments: str) -> None:
