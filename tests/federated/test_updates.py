@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proplet.agent import codec, wire
-from proplet.agent.events import Outcome
+from proplet.agent.events import Outcome, Spent
 from proplet.agent.results import result_of
 from proplet.agent.topics import Route
 from proplet.agent.wire import Reason, Start
@@ -98,6 +98,7 @@ def told(env: dict[str, str], printed: str) -> str:
     result = result_of(
         start,
         Outcome(Reason.OK, printed),
+        Spent(),
         proplet_id="device-1",
         stages={},
         image_digest=None,
