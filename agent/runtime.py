@@ -224,13 +224,16 @@ class WorkerRuntime(Runtime):
             await ticket.done.wait()
         finally:
             self.stop(job.key)  # does nothing unless we were cancelled
+            ticket.calm()
             del self._by_key[job.key]
         return ticket
 
     def _be_patient(self, ticket: Ticket) -> None:
         """Nobody waits long for an invocation: what has not begun in time need not begin at all."""
         if ticket.job.invoked and not ticket.begun_at:
-            asyncio.get_running_loop().call_later(self._settings.patience_s, self._give_up, ticket)
+            ticket.calm()
+            loop = asyncio.get_running_loop()
+            ticket.patience = loop.call_later(self._settings.patience_s, self._give_up, ticket)
 
     def _give_up(self, ticket: Ticket) -> None:
         if ticket.done.is_set() or ticket.begun_at:

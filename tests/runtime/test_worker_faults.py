@@ -1,6 +1,7 @@
 """What a worker's death, deafness or refusal does: to the guest that caused it, to its neighbours, to the agent."""
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import anyio
 import pytest
 
 from proplet.agent.ports import Outcome
+from proplet.agent.runtime_ticket import Ticket
 from proplet.agent.wire import Reason
 from proplet.agent.worker_frames import encode
 from proplet.agent.worker_orders import DONE, OUTPUT
@@ -184,6 +186,15 @@ async def test_an_invocation_is_answered_while_its_worker_comes_back_late(warm_d
             refused = await node.run("addition", "main", "1", "2", invoked=True)
         assert refused.reason is Reason.OVERLOADED
         assert node.runtime._lanes.running == 0
+
+
+async def test_of_an_answered_invocation_nothing_is_kept(node: Any) -> None:
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            call = await node.job("addition", "main", [str(number), "1"], invoked=True)
+            tasks.start_soon(node.runtime.run, call)
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Ticket)]
 
 
 async def test_a_quarantine_ends(warm_directory: Path) -> None:
