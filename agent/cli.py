@@ -27,10 +27,10 @@ class CliError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
-    from proplet.agent.cli_parser import parse
-
-    _prepare_streams()
     try:
+        from proplet.agent.cli_parser import parse
+
+        _prepare_streams()
         status = _call(parse(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
@@ -46,13 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_streams() -> None:
-    """Make standard output and error take any text: they may be closed, or in an encoding that lacks a character."""
+    """Make standard output and error take any text, all of it.
+
+    They may be closed, or in an encoding that lacks a character, or without a buffer (PYTHONUNBUFFERED, as images of
+    containers have it): then Python forgets what a write to a pipe left over.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+            if isinstance(stream.buffer, io.RawIOBase):
+                encoding, buffered = stream.encoding, io.BufferedWriter(stream.detach())
+                setattr(sys, name, io.TextIOWrapper(buffered, encoding, errors="replace", line_buffering=True))
 
 
 def _discard_output() -> None:

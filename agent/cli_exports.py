@@ -11,11 +11,12 @@ from typing import Final
 
 from proplet.agent.cache import CompileCache
 from proplet.agent.cli import USAGE, CliError
-from proplet.agent.component_exports import matching
+from proplet.agent.component_exports import command, matching
 from proplet.agent.config_reader import did_you_mean
 from proplet.agent.ports import Artefact, ModuleKind
 
 _START: Final = "_start"
+_USUAL: Final = ("main", "run", _START)
 _SHOWN: Final = 20
 # Text in quotes is one piece, whatever is in it; so is a comment; else every character is.
 _PIECE: Final = re.compile(
@@ -40,6 +41,25 @@ def entry(artefact: Artefact, invoke: str, arguments: Sequence[str]) -> tuple[st
     if names is not None:
         _check(names, wanted, component=artefact.kind is ModuleKind.COMPONENT)
     return wanted, inputs
+
+
+def usual(artefact: Artefact) -> None:
+    """Check that there is something to call where no export was named.
+
+    Raises:
+        CliError: it exports none of the usual entry points.
+    """
+    record = CompileCache(artefact.path.parent.parent, 0).find(artefact.path)
+    if record is None or artefact.serves_http:
+        return
+    names, what = list(record.functions), "module exports no function main, run or _start"
+    if artefact.kind is ModuleKind.COMPONENT:
+        there, what = command(names) is not None, "component is no command (it exports no wasi:cli/run)"
+    else:
+        there = any(name in names for name in _USUAL)
+    if not there:
+        ways = f"choose an export with --invoke: {', '.join(names[:_SHOWN])}" if names else "it exports no functions"
+        raise CliError(f"the {what}; {ways}")
 
 
 def _check(names: list[str], wanted: str, *, component: bool) -> None:

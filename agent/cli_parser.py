@@ -48,6 +48,16 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"there is no command `{value}`{did_you_mean(str(value), map(str, action.choices))}")
         super()._check_value(action, value)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Argparse hands unknown flags up to the first parser, which knows neither the command nor its flags.
+        options, rest = super().parse_known_args(args, namespace)
+        if rest and rest[0].startswith("-"):
+            from proplet.agent.config_reader import did_you_mean
+
+            flag = rest[0].partition("=")[0]
+            self.error(f"there is no flag `{flag}`{did_you_mean(flag, self._option_string_actions)}")
+        return options, rest
+
 
 def parse(arguments: Sequence[str]) -> Callable[[], int]:
     """Return the command that `arguments` name, ready to be called; wrong usage ends the process with 2."""

@@ -15,7 +15,7 @@ import anyio
 
 from proplet.agent import cli_stdin, parts, render
 from proplet.agent.cli import FAILED, INTERRUPTED, OK, USAGE, CliError
-from proplet.agent.cli_exports import entry
+from proplet.agent.cli_exports import entry, usual
 from proplet.agent.cli_serve import served
 from proplet.agent.config import read
 from proplet.agent.config_schema import NodeSettings
@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         export, inputs = Path(options.module).name, options.args
         if options.invoke:
             export, inputs = entry(artefact, options.invoke, options.args)
+        else:
+            usual(artefact)
         return Job(
             key="run",
             artefact=artefact,

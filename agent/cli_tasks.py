@@ -195,6 +195,9 @@ def _wait(session: Session, options: argparse.Namespace) -> int:
     except DeadlineError:
         found = session.get(kind, options.namespace, name)
         message = f"{what} is {_phase(found)} after {options.timeout}; proplet describe {kind[:-1]} {name}"
+        if _phase(found) == "running" and (at(found, "spec.daemon") or at(found, "spec.latent")):
+            lasting = "a daemon" if at(found, "spec.daemon") else "latent"
+            message = f"{what} is {lasting} and runs until it is stopped: proplet wait --for running {name}"
         raise CliError(message, TIMED_OUT) from None
     if not _reached(options.until, found):
         raise CliError(f"{what} {_said(found)}", FAILED)

@@ -335,9 +335,8 @@ class StoredModules(Modules):
                 Reason.INVALID_MODULE, f"the module has {size} bytes, more than the limit of {limit}: raise it"
             )
         if head[:4] != _MAGIC:
-            raise ModuleError(
-                Reason.INVALID_MODULE, f"not a WebAssembly module: it begins with {head[:4]!r}, not b'\\x00asm'"
-            )
+            what = f"it begins with {head[:4]!r}, not b'\\x00asm'" if head else "it is empty"
+            raise ModuleError(Reason.INVALID_MODULE, f"not a WebAssembly module: {what}")
         if head[4:8] == _CORE_VERSION:
             return ModuleKind.CORE
         if head[6:8] == COMPONENT_LAYER:

@@ -166,7 +166,8 @@ class LogFeed:
         else:
             voice.queue.appendleft(batch)
             self._grow(voice, batch.size)
-        if voice.queue:
+        # What it printed meanwhile has queued it already.
+        if voice.queue and voice not in self._waiting:
             self._waiting.append(voice)
 
     def _put(self, voice: Voice, line: Line) -> None:

@@ -18,6 +18,7 @@ waits, who is tried again and who is to blame:
 wasmtime is never imported here. An idle worker is stopped; the next job starts one.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -63,7 +64,7 @@ _log = logging.getLogger(__name__)
 
 _FAILED_STARTS: Final = 3
 _SETTLED_S: Final = 10.0  # a worker that lived this long has no part in the next one's backoff
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 30.0
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 10.0  # invocations are not waited for any longer than 30 s
 _STALE_TRIES: Final = 3
 _MOST_SHARED: Final = 8  # among a hundred daemons, so many are needed to find the one that ends its worker
 _SAMPLE_TIMEOUT_S: Final = 1.0
@@ -219,11 +220,29 @@ class WorkerRuntime(Runtime):
             else:
                 self._lanes.add(ticket)
                 self._dispatch()
+            self._be_patient(ticket)
             await ticket.done.wait()
         finally:
             self.stop(job.key)  # does nothing unless we were cancelled
+            ticket.calm()
             del self._by_key[job.key]
         return ticket
+
+    def _be_patient(self, ticket: Ticket) -> None:
+        """Nobody waits long for an invocation: what has not begun in time need not begin at all."""
+        if ticket.job.invoked and not ticket.begun_at:
+            ticket.calm()
+            loop = asyncio.get_running_loop()
+            ticket.patience = loop.call_later(self._settings.patience_s, self._give_up, ticket)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        if ticket.done.is_set() or ticket.begun_at:
+            return
+        if ticket.link is not None and not ticket.link.stop(ticket):
+            self._release(ticket)
+        text = f"no worker was free for it within {self._settings.patience_s:g} s: try again later"
+        self._end(ticket, Outcome(Reason.OVERLOADED, error=text))
+        self._dispatch()
 
     def _dispatch(self) -> None:
         """Hand over as many jobs as there are slots, all that go to one worker in one write."""
@@ -339,6 +358,7 @@ class WorkerRuntime(Runtime):
     def _wait_again(self, ticket: Ticket) -> None:
         """Put a job first in its queue."""
         ticket.leave()
+        self._be_patient(ticket)
         if ticket.suspect or ticket.wants_own:
             self._own.add(ticket, first=True)
         else:

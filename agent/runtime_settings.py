@@ -31,6 +31,7 @@ class RuntimeSettings:
     a worker that nobody shares. `silence_s`: how long a worker may be deaf while jobs run. `loaded_bytes`: machine code
     kept loaded. `strikes` workers lost by a module quarantine it for `quarantine_s`. `max_own_workers` are for
     components that cannot share one; such a worker may hold `own_allowance_bytes` beyond its guest's memory limit.
+    An invocation that no worker has begun with after `patience_s` ends with that: who asked waits 30 s.
     `engine` is one of `engines`, and the one that `fetch.ModulesSettings` compiles for. `log_limits`: of what one job
     tells while it runs.
     """
@@ -47,6 +48,7 @@ class RuntimeSettings:
     quarantine_s: float = 600.0
     max_own_workers: int = field(default_factory=default_own_workers)
     own_grace_s: float = 0.2
+    patience_s: float = 25.0
     own_allowance_bytes: int = 96 * _MIB
     engine: str = CRANELIFT
     log_limits: LogLimits = field(default_factory=LogLimits)

@@ -40,6 +40,7 @@ class Ticket:
     begun_at: float = 0.0
     stop_at: float | None = None
     suspect: bool = False
+    patience: asyncio.TimerHandle | None = None
     said: dict[str, bytearray] = field(default_factory=dict)
 
     @property
@@ -76,6 +77,11 @@ class Ticket:
             else:
                 kept += output.data[: limit - len(kept)]
         self.tell(output)
+
+    def calm(self) -> None:
+        """Nobody need look any more whether it has begun: the timer would hold it, and what came out."""
+        if self.patience is not None:
+            self.patience.cancel()
 
     def leave(self) -> None:
         """It has lost its worker and waits for the next."""

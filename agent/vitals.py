@@ -75,14 +75,15 @@ class Vitals:
         try:
             process = psutil.Process(pid)
             with process.oneshot():
-                traffic = process.io_counters()
+                # psutil has no such method where the kernel does not count.
+                traffic = process.io_counters() if hasattr(process, "io_counters") else None
                 return TaskSample(
-                    disk_read_bytes=traffic.read_bytes,
-                    disk_write_bytes=traffic.write_bytes,
+                    disk_read_bytes=traffic.read_bytes if traffic else 0,
+                    disk_write_bytes=traffic.write_bytes if traffic else 0,
                     thread_count=process.num_threads(),
                     file_descriptor_count=process.num_fds(),
                 )
-        except psutil.Error:
+        except (psutil.Error, OSError, RuntimeError, ValueError):  # of a process that is just ending, /proc is empty
             return TaskSample()
 
     @property

@@ -207,6 +207,27 @@ async def test_while_the_broker_is_away_the_last_lines_wait_and_the_largest_heap
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("taken", [True, False])
+async def test_a_task_may_print_while_its_lines_are_on_their_way(taken: bool) -> None:
+    feed, manager = LogFeed(LogSettings(to_journal=False), "pi"), Manager()
+    speaker = feed.voice("t", 1, wanted=True).run()
+    printed = iter([b"second\n", b"third\n"])
+
+    async def tell(lines: LogLines) -> bool:
+        meanwhile = next(printed, b"")
+        speaker.hear(Output("stderr", meanwhile))
+        return await manager.tell(lines) if taken or not meanwhile else False
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.serve, manager, tell)
+        speaker.hear(Output("stdout", b"first\n"))
+        assert await manager.until(3) == ["first", "second", "third"]
+        speaker.hear(Output("stdout", b"last\n"))
+        assert (await manager.until(4))[-1] == "last", "it is still published"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
 async def test_what_was_left_out_is_said_though_nothing_more_is_printed() -> None:
     limits = LogLimits(64 * KIB, 64 * KIB)
     feed, manager = LogFeed(LogSettings(to_journal=False, limits=limits), "pi"), Manager()

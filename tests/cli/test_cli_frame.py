@@ -51,6 +51,15 @@ def test_help_ends_well(home: Path, arguments: list[str]) -> None:
         (["run"], "the following arguments are required: MODULE|IMAGE\n"),
         (["gte", "tasks"], "there is no command `gte`; did you mean `get`?\n"),
         (["config", "chek"], "there is no command `chek`; did you mean `check`?\n"),
+        (
+            ["run", "--tiemout", "1s", "x.wasm"],
+            "there is no flag `--tiemout`; did you mean `--timeout`?\ntry: proplet run --help",
+        ),
+        (
+            ["get", "tasks", "--outptu=json"],
+            "there is no flag `--outptu`; did you mean `--output`?\ntry: proplet get --help",
+        ),
+        (["--verbose", "get", "tasks"], "there is no flag `--verbose`\ntry: proplet --help"),
         (["run", "adition"], "adition: no such file here; an image has its registry in front"),
         (["get", "tsks"], "there is no kind `tsks`; did you mean `tasks`?"),
         (["get", "tasks", "-o", "xml"], "invalid choice: 'xml'"),

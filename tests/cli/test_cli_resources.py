@@ -175,6 +175,17 @@ async def test_start_stop_and_wait(node: Node, home: Path) -> None:
     assert failed == (1, "", "proplet: error: task one was interrupted\n")
 
 
+async def test_a_wait_for_what_lasts_says_what_to_wait_for(node: Node, home: Path) -> None:
+    for name, field in (("lasts", "daemon"), ("sleeps", "latent")):
+        lasting = manifest(name).replace(b"inputs:", f"{field}: true, inputs:".encode())
+        await proplet(home, "apply", "-f", "-", stdin=lasting)
+        await proplet(home, "start", name)
+        await proplet(home, "wait", name, "--for=running")
+        code, _, err = await proplet(home, "wait", name, "--timeout=200ms")
+        assert code == 5
+        assert err.endswith(f"runs until it is stopped: proplet wait --for running {name}\n")
+
+
 async def test_wait_ends_with_the_change_it_waits_for(node: Node, home: Path) -> None:
     await proplet(home, "apply", "-f", "-", stdin=manifest("one"))
     done = []

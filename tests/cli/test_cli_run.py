@@ -1,12 +1,14 @@
 """``proplet run``: the guest's output, its status, its cost; what cannot be run, and why."""
 
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from wasmtime import wat2wasm
 
-from tests.cli.command import Done, proplet_now
+from tests.cli.command import COMMAND, Done, environment, proplet_now
 from tests.support.modules import module
 from tests.support.registry import ADDITION, PASSWORD, USER, running_registry
 
@@ -164,3 +166,36 @@ def test_an_image_is_pulled_with_the_credentials_of_the_configuration(home: Path
     assert (mistyped.code, "did you mean `main`?" in mistyped.err) == (1, True)
     again = proplet_now(home, ["run", "-q", image, "1", "2"])
     assert again == (0, "3\n", "")
+
+
+def test_a_component_that_is_no_command_needs_an_export_to_be_chosen(home: Path) -> None:
+    (home / "guest.wasm").write_bytes(module("component_exports"))
+    code, out, err = proplet_now(home, ["run", "-q", "guest.wasm"])
+    assert (code, out) == (1, "")
+    assert "the component is no command (it exports no wasi:cli/run); choose an export with --invoke: add," in err
+
+
+def test_a_module_without_the_usual_functions_needs_an_export_to_be_chosen(home: Path) -> None:
+    code, out, err = run(home, '(func (export "alpha")) (func (export "beta"))', options=("-q",))
+    assert (code, out) == (1, "")
+    assert "the module exports no function main, run or _start; choose an export with --invoke: alpha, beta" in err
+    assert "it exports no functions" in run(home, "", options=("-q",)).err
+
+
+def test_an_empty_file_is_said_to_be_empty(home: Path) -> None:
+    (home / "empty.wasm").write_bytes(b"")
+    code, out, err = proplet_now(home, ["run", "empty.wasm"])
+    assert (code, out, err) == (1, "", "proplet: error: not a WebAssembly module: it is empty\n")
+
+
+def test_without_a_buffer_no_output_is_lost_and_a_reader_that_goes_away_is_noticed(home: Path) -> None:
+    """A pipe takes a part of a large write when its reader ends; Python's unbuffered streams forget the rest."""
+    environ = environment(home, PYTHONUNBUFFERED="1")
+    (home / "flood.wasm").write_bytes(module("flood"))
+    arguments = [COMMAND, "run", "-q", "flood.wasm"]
+    read, write = os.pipe()
+    with subprocess.Popen(arguments, stdout=write, stderr=subprocess.DEVNULL, env=environ, cwd=home) as command:
+        os.close(write)
+        assert os.read(read, 10)
+        os.close(read)
+        assert command.wait(60) == 141

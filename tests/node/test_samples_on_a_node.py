@@ -10,6 +10,7 @@ pytestmark = [pytest.mark.mosquitto]
 RESULTS = {
     "addition.yaml": {"addition": "42"},
     "broadcast.yaml": {"everywhere": "42"},
+    "component.yaml": {"component": "42"},
     "limits.yaml": {"limited": "42"},
     "newer-spelling.yaml": {"newer-addition": "42"},
     "workflow.yaml": {"measure": "42", "evaluate": "3", "alarm": None},

@@ -1,6 +1,7 @@
 """What a worker's death, deafness or refusal does: to the guest that caused it, to its neighbours, to the agent."""
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import anyio
 import pytest
 
 from proplet.agent.ports import Outcome
+from proplet.agent.runtime_ticket import Ticket
 from proplet.agent.wire import Reason
 from proplet.agent.worker_frames import encode
 from proplet.agent.worker_orders import DONE, OUTPUT
@@ -156,6 +158,43 @@ async def test_invocations_do_not_wait_for_long_jobs(warm_directory: Path) -> No
             assert [(await node.runtime.run(call)).results for call in calls] == [str(n + 1) for n in range(8)]
         for number in range(4):
             node.runtime.stop(f"long-{number}")
+
+
+async def test_an_invocation_that_no_worker_begins_with_is_answered_in_time(warm_directory: Path) -> None:
+    async with (
+        open_node(warm_directory, max_running=1, patience_s=3) as node,
+        anyio.create_task_group() as tasks,
+    ):
+        for guest, export in (("sleeper", "_start"), ("component_waiting", "sleep")):
+            inputs = ["1000000"] if export == "sleep" else []
+            tasks.start_soon(node.runtime.run, await node.job(guest, export, inputs, key="long", invoked=True))
+            await node.running("long")
+            with anyio.fail_after(10):
+                refused = await node.runtime.run(await node.job(guest, export, inputs, invoked=True))
+            assert refused.reason is Reason.OVERLOADED
+            assert refused.error == "no worker was free for it within 3 s: try again later"
+            node.runtime.stop("long")
+            await node.running()
+        assert (await node.run("addition", "main", "1", "2", invoked=True)).results == "3", "its slot is free"
+        assert node.runtime._lanes.running == 0
+
+
+async def test_an_invocation_is_answered_while_its_worker_comes_back_late(warm_directory: Path) -> None:
+    async with open_node(warm_directory, patience_s=0.2) as node:
+        node.runtime._crashes = 100  # the next worker starts after seconds
+        with anyio.fail_after(5):
+            refused = await node.run("addition", "main", "1", "2", invoked=True)
+        assert refused.reason is Reason.OVERLOADED
+        assert node.runtime._lanes.running == 0
+
+
+async def test_of_an_answered_invocation_nothing_is_kept(node: Any) -> None:
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            call = await node.job("addition", "main", [str(number), "1"], invoked=True)
+            tasks.start_soon(node.runtime.run, call)
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Ticket)]
 
 
 async def test_a_quarantine_ends(warm_directory: Path) -> None:
