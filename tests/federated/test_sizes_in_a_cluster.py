@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from proplet.agent.events import Outcome
+from proplet.agent.events import Outcome, Spent
 from proplet.agent.results import result_of
 from proplet.agent.wire import Reason
 from proplet.manager import federation, rounds
@@ -52,6 +52,7 @@ async def test_a_job_with_the_largest_updates_and_hyperparameters_runs_in_a_clus
             result = result_of(
                 start_of(task, "device-1"),
                 outcome,
+                Spent(),
                 proplet_id="device-1",
                 stages={},
                 image_digest=None,
