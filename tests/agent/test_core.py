@@ -329,6 +329,14 @@ def test_a_result_from_before_a_restart_still_answers_a_repeated_start() -> None
     assert agent.handle(received(start("done")), 1.0).save == (SaveResend(RunKey("done", 1)),)
 
 
+def test_after_a_restart_of_the_node_a_backoff_still_says_when_it_ends() -> None:
+    row = RecoveredAttempt(RunKey("t", 1), start(), None, "h", State.WAITING, 0.0, 7, not_before=1060.0)
+    agent = core()
+    agent.recover(Recovered((row,)), 1000.0)
+    (item,) = agent.inventory()
+    assert item.message == "restarted 7 times, next in 60 s; the node was restarted meanwhile"
+
+
 def test_a_clock_that_was_set_back_does_not_keep_a_backoff_waiting() -> None:
     row = RecoveredAttempt(RunKey("t", 1), start(), None, "h", State.WAITING, 0.0, 1, not_before=1e9)
     agent = core()
