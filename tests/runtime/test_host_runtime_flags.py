@@ -115,6 +115,13 @@ def test_what_is_kept_is_always_one_of_the_known_flags_and_is_read_again_as_the_
     assert checked(kept, NOTHING) == kept
 
 
+def test_a_refused_option_of_a_flag_is_told_from_a_refused_flag() -> None:
+    with pytest.raises(FlagError, match="^-S inherit-env=y: a task may not give this option of -S "):
+        checked(["-S", "cli,inherit-env=y"], NOTHING)
+    with pytest.raises(FlagError, match=r"^--config=x: a task may not give this flag .*allowed: -O -C"):
+        checked(["--config=x"], NOTHING)
+
+
 def test_a_directory_with_two_colons_in_its_name_cannot_be_said() -> None:
     with pytest.raises(FlagError, match="'::'"):
         check_directories(Permissions(dirs=(DirectoryGrant("/srv/a::b", "/data"),)))
