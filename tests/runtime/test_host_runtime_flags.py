@@ -116,7 +116,7 @@ def test_what_is_kept_is_always_one_of_the_known_flags_and_is_read_again_as_the_
 
 
 def test_a_refused_option_of_a_flag_is_told_from_a_refused_flag() -> None:
-    with pytest.raises(FlagError, match="^-S inherit-env=y: a task may not give this option of -S "):
+    with pytest.raises(FlagError, match=r"^-S inherit-env=y: a task may not give this option of -S "):
         checked(["-S", "cli,inherit-env=y"], NOTHING)
     with pytest.raises(FlagError, match=r"^--config=x: a task may not give this flag .*allowed: -O -C"):
         checked(["--config=x"], NOTHING)
