@@ -138,7 +138,9 @@ def _refused(guest: Guest, message: str) -> GuestError | None:
     if "a matching implementation was not found in the linker" in message:
         return GuestError("missing_import", f"{message}; WASI 0.2 is what is provided here")
     if any(words in message for words in ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")):
-        allowed = f"{guest.order.memory_bytes} bytes (limits.memory), {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
+        allowed = (
+            f"{guest.order.memory_bytes} bytes (limits.memory), {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
+        )
         return GuestError("memory_limit", f"{message}; it may have {allowed}")
     return None
 
