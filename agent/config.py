@@ -24,7 +24,7 @@ from proplet.agent.config_files import (
     read_toml,
 )
 from proplet.agent.config_reader import Given, Problem, Reading, Tree, overlay
-from proplet.agent.config_schema import NodeSettings, Source
+from proplet.agent.config_schema import MIB, AgentTable, CeilingsTable, NodeSettings, Source
 from proplet.agent.config_secrets import secrets_layer
 from proplet.agent.systemd import DirectoryError, directories
 
@@ -108,12 +108,33 @@ def read(
     reading = Reading(problems=sources.problems)
     settings = reading.table(NodeSettings, tree)
     assert isinstance(settings, NodeSettings)
-    settings = replace(settings, source=sources.source(reading.origins))
+    settings = replace(
+        settings,
+        agent=replace(settings.agent, ceilings=_ceilings(settings.agent, reading.origins)),
+        source=sources.source(reading.origins),
+    )
     if not reading.problems:
         reading.problems.extend(check(settings, reading.origins))
     if reading.problems:
         raise ConfigError(reading.problems)
     return Loaded(settings, tuple(sources.files), reading.origins, tuple(sources.warnings))
+
+
+def _ceilings(agent: AgentTable, origins: dict[str, str]) -> CeilingsTable:
+    """Return the ceilings: none that nobody gave is below a default limit, or of memory above half of the machine's."""
+    limits, ceilings = agent.limits, agent.ceilings
+    memory_bytes = ceilings.memory_bytes
+    if "agent.ceilings.memory" not in origins:
+        half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        memory_bytes = max(min(memory_bytes, half - half % MIB), limits.memory_bytes)
+        origins["agent.ceilings.memory"] = THIS_MACHINE
+    given = {name for name in ("output", "stack") if f"agent.ceilings.{name}" in origins}
+    return replace(
+        ceilings,
+        memory_bytes=memory_bytes,
+        output_bytes=ceilings.output_bytes if "output" in given else max(ceilings.output_bytes, limits.output_bytes),
+        stack_bytes=ceilings.stack_bytes if "stack" in given else max(ceilings.stack_bytes, limits.stack_bytes),
+    )
 
 
 @dataclass(slots=True)

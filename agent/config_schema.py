@@ -74,14 +74,18 @@ class MqttTable:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitsTable:
-    """``[agent.limits]``, what a task gets that says nothing, and ``[agent.ceilings]``, what none may exceed."""
+class CeilingsTable:
+    """``[agent.ceilings]``: what no task may exceed, whatever it asks for.
 
-    memory_bytes: int | None = setting(None, least=64 * KIB)
+    `wall_s` is for what ends by itself or has a deadline: a daemon or a service without activeDeadlineSeconds runs
+    until it is stopped, see `RuntimeTable.max_daemons`. `cpu_s` holds for these, too: what one run may use in all.
+    """
+
+    memory_bytes: int = setting(1024 * MIB, least=64 * KIB)  # set by load: half of the machine's, if less
     cpu_s: float | None = None
     wall_s: float | None = None
-    output_bytes: int | None = None
-    stack_bytes: int | None = setting(None, least=16 * KIB)
+    output_bytes: int = 8 * MIB
+    stack_bytes: int = setting(MIB, least=16 * KIB)
     fuel: int | None = setting(None, least=1)
 
 
@@ -161,7 +165,7 @@ class AgentTable:
     metrics_address: str | None = None  # for Prometheus, without a check of who asks; host:port
     secrets_dir: Path | None = None  # of tasks' secrets: files NAME/KEY, of mode 0600
     limits: DefaultLimitsTable = field(default_factory=DefaultLimitsTable)
-    ceilings: LimitsTable = field(default_factory=LimitsTable)
+    ceilings: CeilingsTable = field(default_factory=CeilingsTable)
     permissions: PermissionsTable = field(default_factory=PermissionsTable)
     outbox: OutboxTable = field(default_factory=OutboxTable)
     results: RetentionTable = field(default_factory=RetentionTable)

@@ -12,7 +12,7 @@ What it guarantees, if the shell keeps that order:
 
 from dataclasses import dataclass, replace
 
-from proplet.agent import codec, wire
+from proplet.agent import codec, restarts, wire
 from proplet.agent.attempts import Attempt, Attempts
 from proplet.agent.events import (
     Cancel,
@@ -352,9 +352,9 @@ class Core:
             text = ENDINGS[Reason.STOPPED].format(attempt.key.task_id)
             return self._finish(attempt, Outcome(Reason.STOPPED, error=text), now, Life.RESTARTED_NODE)
         if attempt.state not in (State.RUNNING, State.SERVING):
-            # A clock that was set back must not keep a backoff waiting for hours.
-            attempt.not_before = min(attempt.not_before, now + BACKOFF_MAX_S)
-            if attempt.state is not State.WAITING:
+            if attempt.state is State.WAITING:
+                restarts.go_on_waiting(attempt, now)
+            else:
                 attempt.state = State.ACCEPTED
             self._attempts.wait(attempt)
             return Step()

@@ -10,7 +10,7 @@ from typing import Final
 from wasmtime import ExitTrap, Store, Trap, TrapCode
 
 from proplet.agent import host_ffi, wasi
-from proplet.agent.host_engine import Loaded, Signature
+from proplet.agent.host_engine import Loaded, Signature, stack_class
 from proplet.agent.host_output import Capture
 from proplet.agent.host_values import ArgumentError, parse_all, show
 from proplet.agent.host_watch import Run, note_memory, obey_ticks
@@ -26,6 +26,9 @@ _STDERR_LINES: Final = 3
 _FRAMES: Final = 3
 _NO_FUEL_LIMIT: Final = 2**63 - 1
 _SHOWN_EXPORTS: Final = 20
+# As guests say it that are refused memory: Rust, C, Python, Go.
+_OUT_OF_MEMORY: Final = ("memory allocation of", "out of memory", "cannot allocate", "memoryerror")
+_LAST_WORDS: Final = 4096
 
 
 class GuestError(Exception):
@@ -105,11 +108,12 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
     if isinstance(fault, Trap):
         if fault.trap_code == TrapCode.OUT_OF_FUEL:
             return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
-        what = f"{_trap_text(fault)}{_memory_hint(guest)}{said(guest)}"
+        cause = _trap_text(fault)
+        what = f"{cause}{limit_hint(guest, cause)}{said(guest)}"
         return GuestError("trap", f"Failed to call function '{order.export}': {what}")
     message = " ".join(str(fault).split())
     if "exceeds memory limits" in message or "exceeds table limits" in message or "resource limit exceeded" in message:
-        allowed = f"{order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements together"
+        allowed = f"{order.memory_bytes} bytes (limits.memory), {_TABLES} tables of {_TABLE_ELEMENTS} elements together"
         return GuestError("memory_limit", f"{message}; it may have {allowed}")
     return GuestError("trap", f"Failed to call function '{order.export}': {message}")
 
@@ -179,8 +183,16 @@ def _trap_text(trap: Trap) -> str:
     return f"wasm trap: {' '.join(cause.split())} (in {shown}{' < ...' if len(frames) > _FRAMES else ''})"
 
 
-def _memory_hint(guest: Guest) -> str:
-    """A guest that is refused memory traps in its own way; say so where that is likely what happened."""
+def limit_hint(guest: Guest, cause: str) -> str:
+    """Return which limit likely made the guest trap, or nothing: one that is refused memory traps in its own way."""
+    order = guest.order
+    if "call stack exhausted" in cause:
+        return f"; it may have {stack_class(order.stack_bytes)} bytes of stack (limits.stack)"
     note_memory(guest.run, host_ffi.context(guest.store))
-    used, allowed = guest.run.memory_bytes or 0, guest.order.memory_bytes
-    return f"; its memory stood at {used} of the {allowed} bytes allowed" if used >= allowed / 2 else ""
+    used, allowed = guest.run.memory_bytes or 0, order.memory_bytes
+    if used >= allowed / 2:
+        return f"; its memory stood at {used} of the {allowed} bytes allowed (limits.memory)"
+    words = guest.stderr.value()[-_LAST_WORDS:].decode(errors="replace").lower()
+    if any(sign in words for sign in _OUT_OF_MEMORY):
+        return f"; it may have {allowed} bytes of memory (limits.memory)"
+    return ""

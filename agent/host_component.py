@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from proplet.agent import component_exports, host_ffi, host_wit, wave
-from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi, said
+from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi, limit_hint, said
 from proplet.agent.host_interfaces import UNDEFINED, LoadedComponent
 from proplet.agent.host_watch import obey_ticks
 from proplet.agent.wave_values import Err
@@ -100,7 +100,8 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
         return _forbidden(cause.partition(UNDEFINED)[2].partition("`")[0])
     if not frames.startswith(_TRAPPED) and (refused := _refused(guest, " ".join(str(fault).split()))) is not None:
         return refused
-    return GuestError("trap", f"Failed to call function '{order.export}': {_trap_text(frames, cause)}{said(guest)}")
+    what = _trap_text(frames, cause)
+    return GuestError("trap", f"Failed to call function '{order.export}': {what}{limit_hint(guest, what)}{said(guest)}")
 
 
 def _arguments(name: str, function: Function, inputs: Sequence[str]) -> list[wave.Value]:
@@ -137,7 +138,9 @@ def _refused(guest: Guest, message: str) -> GuestError | None:
     if "a matching implementation was not found in the linker" in message:
         return GuestError("missing_import", f"{message}; WASI 0.2 is what is provided here")
     if any(words in message for words in ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")):
-        allowed = f"{guest.order.memory_bytes} bytes of memory, {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
+        allowed = (
+            f"{guest.order.memory_bytes} bytes (limits.memory), {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
+        )
         return GuestError("memory_limit", f"{message}; it may have {allowed}")
     return None
 

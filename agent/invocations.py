@@ -20,6 +20,7 @@ from proplet.agent.log_feed import Voice
 from proplet.agent.mqtt_model import Delivery, MessageTooLargeError, NotConnectedError
 from proplet.agent.ports import Job, Link, ModuleError, Modules, ModuleWanted, Runtime, StorageError
 from proplet.agent.results import error_of
+from proplet.agent.terms import explained
 from proplet.agent.topics import Route, Topics
 from proplet.agent.wire import Invoke, InvokeResult, Reason
 
@@ -216,6 +217,7 @@ class Invocations:
             job.permissions,
             job.stdin,
             invoked=True,
+            lowered=job.lowered,
         )
         try:
             outcome = await self._run(job, deployed)
@@ -241,7 +243,7 @@ class Invocations:
         deployed.live.add(job.key)
         speaker = deployed.voice.run()
         try:
-            outcome = await self._runtime.run(job, speaker.hear)
+            outcome = explained(await self._runtime.run(job, speaker.hear), job)
         finally:
             deployed.live.discard(job.key)
         speaker.end(outcome)

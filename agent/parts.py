@@ -2,7 +2,7 @@
 
 from proplet.agent import codec
 from proplet.agent.config_permissions import ANYWHERE, own_paths
-from proplet.agent.config_schema import Engine, LimitsTable, NodeSettings
+from proplet.agent.config_schema import CeilingsTable, DefaultLimitsTable, Engine, NodeSettings
 from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
@@ -150,17 +150,8 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
 
 def shell_settings(settings: NodeSettings) -> ShellSettings:
     """The node's terms for tasks."""
-    given = settings.agent.limits
-    default = GuestLimits(
-        memory_bytes=given.memory_bytes,
-        cpu_s=given.cpu_s,
-        wall_s=given.wall_s,
-        output_bytes=given.output_bytes,
-        stack_bytes=given.stack_bytes,
-        fuel=given.fuel,
-    )
     return ShellSettings(
-        NodeLimits(default, _ceiling(settings.agent.ceilings)),
+        NodeLimits(_limits(settings.agent.limits), _limits(settings.agent.ceilings)),
         ceiling_of(settings),
         invocations=InvocationBounds(open=settings.runtime.max_invocations),
     )
@@ -192,14 +183,12 @@ def ceiling_of(settings: NodeSettings) -> Ceiling:
     )
 
 
-def _ceiling(given: LimitsTable) -> GuestLimits:
-    """The ceiling; a size that is not given keeps the program's own."""
-    own = NodeLimits().ceiling
+def _limits(given: DefaultLimitsTable | CeilingsTable) -> GuestLimits:
     return GuestLimits(
-        memory_bytes=given.memory_bytes or own.memory_bytes,
+        memory_bytes=given.memory_bytes,
         cpu_s=given.cpu_s,
         wall_s=given.wall_s,
-        output_bytes=given.output_bytes or own.output_bytes,
-        stack_bytes=given.stack_bytes or own.stack_bytes,
+        output_bytes=given.output_bytes,
+        stack_bytes=given.stack_bytes,
         fuel=given.fuel,
     )

@@ -146,6 +146,7 @@ class Job:
     """One run of a module. `key` is unique among live runs; `argv` follows the program name for WASI commands.
 
     `invoked`: somebody waits for the answer of an invocation; it has slots of its own, which no long job keeps.
+    `lowered` names the limits that are less than was asked for: the node's ceilings, by their names in its file.
     """
 
     key: str
@@ -158,6 +159,7 @@ class Job:
     permissions: Permissions = field(default_factory=Permissions)
     stdin: bytes = b""
     invoked: bool = False
+    lowered: frozenset[str] = frozenset()
 
     @property
     def daemon(self) -> bool:

@@ -119,7 +119,7 @@ def _check_group(letter: str, value: str, permissions: Permissions) -> None:
                     f'-S {option}: the task has no permission for sockets; it asks with permissions.tcp ["*"]'
                 )
         elif not _KEYS[letter].fullmatch(key):
-            raise FlagError(_refusal(f"-{letter} {option}"))
+            raise FlagError(f"-{letter} {option}: a task may not give this option of -{letter} to the wasmtime program")
 
 
 def _check_directory(value: str, permissions: Permissions) -> None:

@@ -15,6 +15,14 @@ from proplet.agent.wire import Reason
 
 Host = ipaddress.IPv4Address | ipaddress.IPv6Address
 _LISTENS: Final = "0A"
+# What the wasmtime program would take there, by whose flags the reference's external runtime is told: known, no more.
+_LETTERS: Final = frozenset("OCDWSRgH")
+_WITH_VALUE: Final = frozenset(
+    "optimize codegen debug wasm wasi record target config profile dir env gdbstub shutdown-addr header invoke preload"
+    " argv0 max-instance-reuse-count max-instance-concurrent-reuse-count idle-instance-timeout max-concurrent-requests"
+    " max-concurrent-connections".split()
+)
+_WITHOUT: Final = frozenset({"allow-precompiled", "no-logging-prefix"})
 
 
 class AddressError(Exception):
@@ -41,7 +49,7 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a task asks for; None is whatever suits. `rest` are its other arguments."""
+    """What a task asks for; None is whatever suits. `rest` are its other arguments, which mean nothing to a service."""
 
     host: Host | None = None
     port: int | None = None
@@ -52,7 +60,7 @@ def asked_by(arguments: Sequence[str]) -> Asked:
     """Return what ``--addr H:P``, ``--addr=H:P``, ``--port N`` and ``--port=N`` say; the last one counts.
 
     Raises:
-        AddressError: it is no address or no port.
+        AddressError: it is no address or no port, or nobody knows such a flag.
     """
     host: Host | None = None
     port: int | None = None
@@ -62,6 +70,8 @@ def asked_by(arguments: Sequence[str]) -> Asked:
         name, given, value = argument.partition("=")
         if name not in ("--addr", "--port"):
             rest.append(argument)
+            if _takes_the_next(argument) and (following := next(waiting, None)) is not None:
+                rest.append(following)
             continue
         if not given:
             value = next(waiting, "")
@@ -70,6 +80,21 @@ def asked_by(arguments: Sequence[str]) -> Asked:
         else:
             host, port = _address(value, argument)
     return Asked(host, port or None, tuple(rest))
+
+
+def _takes_the_next(argument: str) -> bool:
+    """Whether the value of a flag that is none of ours is the next argument. Raises AddressError: nobody knows it."""
+    name, given, _ = argument.partition("=")
+    if not name.startswith("-") or name[2:] in _WITHOUT:
+        return False
+    known = name[2:] in _WITH_VALUE if name.startswith("--") else name[1:2] in _LETTERS
+    if not known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, ["--addr", "--port", *(f"--{one}" for one in _WITH_VALUE)], n=1)
+        hint = f"did you mean {near[0]}?" if near else "there are --addr HOST:PORT or --port N"
+        raise AddressError(f"{argument}: a task that serves HTTP has no such flag; {hint}")
+    return not given and (name.startswith("--") or len(name) == 2)
 
 
 def _address(text: str, argument: str) -> tuple[Host, int]:

@@ -71,9 +71,20 @@ def back_off(attempt: Attempt, outcome: Outcome, now: float) -> float:
     attempt.failures += 1
     attempt.since, attempt.not_before = now, now + delay
     why = outcome.error or ("it ended" if outcome.reason is Reason.OK else outcome.reason.value)
-    times = "once" if attempt.restarts == 1 else f"{attempt.restarts} times"
-    attempt.trouble = f"restarted {times}, next in {delay:g} s: {why}"
+    attempt.trouble = f"{_times(attempt)}, next in {delay:g} s: {why}"
     return delay
+
+
+def go_on_waiting(attempt: Attempt, now: float) -> None:
+    """Take up a wait that a restart of the node fell into; why it waits was not kept."""
+    # A clock that was set back must not keep a backoff waiting for hours.
+    attempt.not_before = min(attempt.not_before, now + BACKOFF_MAX_S)
+    left = max(0.0, attempt.not_before - now)
+    attempt.trouble = f"{_times(attempt)}, next in {left:.0f} s; the node was restarted meanwhile"
+
+
+def _times(attempt: Attempt) -> str:
+    return "restarted once" if attempt.restarts == 1 else f"restarted {attempt.restarts} times"
 
 
 def word(attempt: Attempt) -> str:

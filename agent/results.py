@@ -9,6 +9,7 @@ from proplet.agent.wire import Reason, Start
 
 _ERROR_KEPT = 200
 _NO_EXPORT = "' not found in component"
+_MAY_NOT = "Operation not permitted"  # EPERM, as what is written with libc or Rust says it
 
 #: What is said of a task that was ended, by the reason.
 ENDINGS = {
@@ -53,6 +54,8 @@ def result_of(
         restarts=restarts,
     )
     error = error_of(outcome, start.id)
+    if error is not None:
+        error += _only_reads(start, outcome)
     results: str | wire.FederatedUpdate = outcome.results
     if error is None and start.env.get("ROUND_ID"):
         results = _round_update(start, outcome.results, proplet_id)
@@ -67,6 +70,16 @@ def error_of(outcome: Outcome, task_id: str) -> str | None:
     if outcome.reason is Reason.UNKNOWN_EXPORT:  # the reference names the task there
         text = text.replace(_NO_EXPORT, f"{_NO_EXPORT} for task {task_id}", 1)
     return text
+
+
+def _only_reads(start: Start, outcome: Outcome) -> str:
+    """Return a hint for a guest that likely tried to write where its task asked for reading: that is the default."""
+    dirs = start.ext.permissions.dirs if start.ext else ()
+    places = ", ".join(asked.guest for asked in dirs if asked.read_only)
+    said = _MAY_NOT in (outcome.error or "") or _MAY_NOT.encode() in outcome.stderr
+    if not places or not said or outcome.reason not in (Reason.EXIT_CODE, Reason.TRAP):
+        return ""
+    return f" (it asked for {places} for reading only: to write there, ask with readOnly: false in permissions.dirs)"
 
 
 def _rounded(seconds: float | None) -> float | None:

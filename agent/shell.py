@@ -63,7 +63,7 @@ from proplet.agent.ports import (
     StorageError,
 )
 from proplet.agent.presence import Presence
-from proplet.agent.terms import NodeLimits, job_of, wanted_by
+from proplet.agent.terms import NodeLimits, explained, job_of, wanted_by
 from proplet.agent.topics import SHARED, Route, Topics
 from proplet.agent.wire import PullPolicy, Reason
 
@@ -116,6 +116,7 @@ class Shell:
         self._grants = Grants(settings.permissions)
         self._preparing: dict[RunKey, anyio.CancelScope] = {}
         self._cancelled: set[RunKey] = set()
+        self._lowered: set[str] = set()  # limits of which the log says already that the ceiling is in force
         self._link: Link
         self._outbox: Outbox
         self._invocations = Invocations(settings.invocations, core.invocable, runtime, modules)
@@ -358,9 +359,12 @@ class Shell:
             self._presence.ended(key)
             return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
         self._presence.meters.prepared(artefact.start_kind)
-        self._jobs[key] = job_of(
-            key, start, artefact, self._settings.limits, given, proplet_id=self._presence.proplet_id
-        )
+        job = job_of(key, start, artefact, self._settings.limits, given, proplet_id=self._presence.proplet_id)
+        self._jobs[key] = job
+        if news := job.lowered - self._lowered:
+            self._lowered |= news
+            text = "task %s asks for more %s than this node allows ([agent.ceilings]) and gets less; said once"
+            log.warning(text, _on_one_line(key.task_id), " and ".join(sorted(news)))
         return ModuleReady(key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind)
 
     async def _prepare(self, effect: Prepare) -> None:
@@ -410,6 +414,7 @@ class Shell:
             if key not in self._cancelled:
                 self._presence.running(key, effect.restarts)
                 outcome = await self._runtime.run(job, lambda notice: self._hear(key, speaker.hear, notice))
+                outcome = explained(outcome, job)
         except Exception as error:  # the same
             log.exception("task %s could not be run", _on_one_line(key.task_id))
             outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")

@@ -36,7 +36,7 @@ from proplet.agent.events import (
     Tick,
 )
 from proplet.agent.lifecycle import State
-from proplet.agent.wire import Reason, RestartPolicy, Start, StartTerms
+from proplet.agent.wire import DirectoryGrant, Permissions, Reason, RestartPolicy, Start, StartTerms
 
 
 def start(
@@ -329,6 +329,14 @@ def test_a_result_from_before_a_restart_still_answers_a_repeated_start() -> None
     assert agent.handle(received(start("done")), 1.0).save == (SaveResend(RunKey("done", 1)),)
 
 
+def test_after_a_restart_of_the_node_a_backoff_still_says_when_it_ends() -> None:
+    row = RecoveredAttempt(RunKey("t", 1), start(), None, "h", State.WAITING, 0.0, 7, not_before=1060.0)
+    agent = core()
+    agent.recover(Recovered((row,)), 1000.0)
+    (item,) = agent.inventory()
+    assert item.message == "restarted 7 times, next in 60 s; the node was restarted meanwhile"
+
+
 def test_a_clock_that_was_set_back_does_not_keep_a_backoff_waiting() -> None:
     row = RecoveredAttempt(RunKey("t", 1), start(), None, "h", State.WAITING, 0.0, 1, not_before=1e9)
     agent = core()
@@ -345,6 +353,16 @@ def test_finished_attempts_are_remembered_within_a_bound() -> None:
         agent.handle(ModuleFailed(RunKey(f"t{n}", 1), Reason.INVALID_MODULE, "no"), 0.0)
     assert kinds(agent.handle(received(start("t9")), 1.0)) == ["SaveResend", "Deliver"]
     assert kinds(agent.handle(received(start("t0")), 1.0)) == ["SaveAccepted", "Prepare"]
+
+
+def test_a_guest_that_may_not_write_is_told_how_its_task_asks_for_it() -> None:
+    dirs = (DirectoryGrant("/srv/in", "/in"), DirectoryGrant("/srv/out", "/out", read_only=False))
+    command = Start("t", "main", ext=StartTerms(attempt=1, permissions=Permissions(dirs=dirs)))
+    for said, told in (("Operation not permitted (os error 63)", True), ("no such file", False)):
+        agent, key = run_to(State.RUNNING, command)
+        failed = Outcome(Reason.EXIT_CODE, error=f"exit status 1: {said}", exit_code=1)
+        error = message(agent.handle(RunEnded(key, failed), 3.0))["error"]
+        assert ("/in for reading only" in error and "readOnly: false" in error and "/out" not in error) is told, error
 
 
 def test_a_round_of_federated_learning_is_answered_in_the_references_shape() -> None:

@@ -1,11 +1,14 @@
 """Odd hours and full houses: what the core does when a clock is set or no slot is free."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from proplet.agent.core import BACKOFF_MAX_S, Core, CoreSettings
-from proplet.agent.events import ModuleFailed, Prepare, RunKey, StartReceived, Tick
-from proplet.agent.ports import GuestLimits
-from proplet.agent.terms import NodeLimits, granted
+from proplet.agent.events import ModuleFailed, Outcome, Prepare, RunKey, StartReceived, Tick
+from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleKind
+from proplet.agent.terms import NodeLimits, explained, granted, lowered
 from proplet.agent.wire import Limits, Reason, RestartPolicy, Start, StartTerms
 
 
@@ -48,6 +51,54 @@ def test_the_fuel_granted_is_never_more_than_the_ceiling(asked: int | None, give
 
 def test_a_ceiling_of_fuel_holds_for_a_task_that_names_none() -> None:
     assert granted(Start("t", "main"), NodeLimits(GuestLimits(), GuestLimits(fuel=1000))).fuel == 1000
+
+
+@pytest.mark.parametrize(
+    ("daemon", "deadline_s", "given"),
+    [(True, None, None), (True, 5.0, 2.0), (True, 1.0, 1.0), (False, None, 2.0), (False, 5.0, 2.0)],
+)
+def test_the_ceiling_of_time_is_for_what_ends_or_has_a_deadline(
+    *, daemon: bool, deadline_s: float | None, given: float | None
+) -> None:
+    node = NodeLimits(GuestLimits(wall_s=2.0), GuestLimits(cpu_s=None, wall_s=2.0))
+    start = Start("t", "main", daemon=daemon, ext=StartTerms(deadline_s=deadline_s))
+    assert granted(start, node).wall_s == given
+    assert lowered(start, node) == ({"wall"} if deadline_s == 5.0 else set())
+
+
+def test_what_serves_is_no_more_bound_by_the_ceiling_of_time_than_a_daemon() -> None:
+    node = NodeLimits(GuestLimits(), GuestLimits(wall_s=2.0))
+    assert granted(Start("t", "main"), node, serves=True).wall_s is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "name"),
+    [
+        (Reason.TIMEOUT, "ended after 2 s, its limit of time", "wall"),
+        (Reason.CPU_LIMIT, "ended after 2 s of CPU time, its limit", "cpu"),
+        (Reason.CPU_LIMIT, "it used up its 7 units of fuel", "fuel"),
+        (Reason.MEMORY_LIMIT, "it may have 65536 bytes of memory", "memory"),
+        (Reason.OUTPUT_LIMIT, "its answer has more characters than the 9 allowed", "output"),
+        (Reason.TRAP, "wasm trap: call stack exhausted; it may have 65536 bytes of stack (limits.stack)", "stack"),
+        (Reason.TRAP, "wasm trap: unreachable; it may have 65536 bytes of memory (limits.memory)", "memory"),
+    ],
+)
+def test_who_ends_at_a_limit_that_the_node_has_lowered_is_told_so(reason: Reason, error: str, name: str) -> None:
+    job = Job("k", Artefact("sha256:m", Path("/m"), ModuleKind.CORE), "main", lowered=frozenset({name}))
+    told = explained(Outcome(reason, error=error), job)
+    assert told.error == f"{error} (the most this node allows: [agent.ceilings] {name})"
+    asked_for = replace(job, lowered=frozenset({"another"}))
+    assert explained(Outcome(reason, error=error), asked_for).error == error
+    fine = Outcome(Reason.EXIT_CODE, error="exit status 1")
+    assert explained(fine, job) == fine
+
+
+def test_output_dropped_above_a_lowered_limit_is_told_so() -> None:
+    job = Job("k", Artefact("sha256:m", Path("/m"), ModuleKind.CORE), "main", lowered=frozenset({"output"}))
+    note = "[proplet: 7 bytes of stdout above the output limit were dropped]\n"
+    told = explained(Outcome(Reason.OK, f"x\n{note}", stderr=note.encode()), job)
+    expected = note.replace("limit", "limit (the most this node allows: [agent.ceilings] output)")
+    assert (told.results, told.stderr) == (f"x\n{expected}", expected.encode())
 
 
 def test_daemons_keep_no_other_task_from_its_slot() -> None:

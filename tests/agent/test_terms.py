@@ -8,7 +8,7 @@ import pytest
 from proplet.agent import wire
 from proplet.agent.events import RunKey
 from proplet.agent.grants import AllowedDirectory, Ceiling, Granted
-from proplet.agent.ports import Artefact, ModuleKind
+from proplet.agent.ports import Artefact, GuestLimits, ModuleKind
 from proplet.agent.task_secrets import Vault
 from proplet.agent.terms import NodeLimits, job_of
 from proplet.agent.topics import Route
@@ -58,6 +58,20 @@ async def test_a_directory_that_every_task_has_needs_no_asking(tmp_path: Path) -
     allowed = Ceiling((AllowedDirectory(str(tmp_path / "shared"), always=True),))
     async with open_agent(tmp_path, permissions=allowed) as agent:
         assert (await result(agent, "t", "read", terms(1))).results == "0"
+
+
+async def test_a_run_that_ends_at_the_nodes_ceiling_is_told_so_and_the_log_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = NodeLimits(GuestLimits(wall_s=0.2), GuestLimits(wall_s=0.2))
+    async with open_agent(tmp_path, limits=limits) as agent:
+        for task in ("one", "two"):
+            ext = wire.StartTerms(attempt=1, deadline_s=50.0)
+            agent.deliver(Route.START, wire.Start(task, "main", file=module("loop"), ext=ext))
+        told = await agent.link.until(lambda: len(agent.link.all(Route.RESULTS)) == 2 and agent.link.all(Route.RESULTS))
+    assert {result.ext.reason for result in told} == {Reason.TIMEOUT}
+    assert all("0.2 s, its limit of time (the most this node allows: [agent.ceilings] wall)" in r.error for r in told)
+    assert caplog.text.count("more wall than this node allows") == 1
 
 
 async def test_a_refused_latent_task_is_not_deployed(tmp_path: Path) -> None:

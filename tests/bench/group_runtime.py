@@ -1,28 +1,23 @@
-"""The runtime alone: how soon a guest has run, how many do in a second, what those that stay take."""
+"""The runtime: how soon a guest has run, how many do in a second, what those that stay take; alone and in its node."""
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 
-from proplet.agent.fetch import ModulesSettings, StoredModules, open_modules
-from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleWanted, Outcome
-from proplet.agent.runtime import RuntimeSettings, WorkerRuntime, open_runtime
-from proplet.agent.wire import Reason
+from proplet.agent.ports import Artefact
 from tests.bench.processes import cpu_s, pss
 from tests.bench.rows import MIB, Plan, Row, percentile, row
-from tests.support.modules import ADDITION, bulky, module
+from tests.bench.runtime_bench import Bench, open_bench
+from tests.bench.runtime_node import in_node
+from tests.bench.runtime_starts import starts
+from tests.support.modules import ADDITION, module
 
 CALLERS = 64
-RUNNING = 16  # as a node is configured by default
 DAEMONS = 100
 _KIB = 1024
-_FUNCTION_BYTES = 330  # of `bulky`
 
 
 def measure(plan: Plan) -> Iterator[Row]:
@@ -31,56 +26,24 @@ def measure(plan: Plan) -> Iterator[Row]:
     yield from rows
 
 
-@dataclass
-class _Bench:
-    """A runtime and the modules it runs."""
-
-    modules: StoredModules
-    runtime: WorkerRuntime
-    keys: Any = field(default_factory=itertools.count)
-
-    async def artefact(self, data: bytes) -> Artefact:
-        digest = await self.modules.keep(data)
-        return await self.modules.prepare(ModuleWanted(digest), lambda _stage: None)
-
-    async def run(self, artefact: Artefact, export: str, *inputs: str, wall_s: float | None = 60.0) -> Outcome:
-        job = Job(f"job-{next(self.keys)}", artefact, export, inputs, limits=GuestLimits(wall_s=wall_s))
-        return await self.runtime.run(job)
-
-
-@asynccontextmanager
-async def _bench(directory: Path) -> AsyncIterator[_Bench]:
-    async with AsyncExitStack() as stack:
-        settings = ModulesSettings(directory / "store", directory / "cache", directory / "key")
-        modules = await stack.enter_async_context(open_modules(settings))
-        runtime = await stack.enter_async_context(
-            open_runtime(RuntimeSettings(directory / "key", max_running=RUNNING), modules)
-        )
-        yield _Bench(modules, runtime)
-
-
 async def _measure(plan: Plan, rows: list[Row]) -> None:
     directory = plan.scratch / "runtime"
-    async with _bench(directory) as bench:
+    async with open_bench(directory) as bench:
         rows += await _hot(plan, bench)
-    for name, data in (("42 B", ADDITION), ("30 KB", bulky(30_000 // _FUNCTION_BYTES)), ("1 MB", _megabyte())):
-        rows.append(await _starts(plan, directory, name, data))
-    async with _bench(directory) as bench:
-        rows.append(await _daemons(bench))
-    async with _bench(directory) as bench:
-        component = await bench.artefact(module("component_waiting"))
-        rows.append(
-            await _one_by_one(plan, bench, component, "add", "hot invoke of a component in its own worker, p50")
-        )
-    async with _bench(directory) as bench:
+        shared = await bench.artefact(module("component_exports"))
+        rows.append(await _one_by_one(plan, bench, shared, "add", "hot invoke of a component, p50"))
+    async with open_bench(directory) as bench:
+        own = await bench.artefact(module("component_waiting"))
+        rows.append(await _one_by_one(plan, bench, own, "add", "hot invoke of a component in its own worker, p50"))
+    rows += [found async for found in starts(plan, directory)]
+    async with open_bench(directory) as bench:
+        rows.append(await _daemons(plan, bench))
+    async with open_bench(directory) as bench:
         rows.append(await _component_daemon(bench))
+    rows += [found async for found in in_node(plan)]
 
 
-def _megabyte() -> bytes:
-    return bulky(1_000_000 // _FUNCTION_BYTES)
-
-
-async def _hot(plan: Plan, bench: _Bench) -> list[Row]:
+async def _hot(plan: Plan, bench: Bench) -> list[Row]:
     artefact = await bench.artefact(ADDITION)
     alone = await _one_by_one(plan, bench, artefact, "main", "hot invoke through the worker, p50")
     runs, done = plan.pick(30_000, 3000), itertools.count()
@@ -100,7 +63,7 @@ async def _hot(plan: Plan, bench: _Bench) -> list[Row]:
     return [alone, row("hot invocations, one worker", runs / elapsed, "runs/s", least=3000.0, notes=notes)]
 
 
-async def _one_by_one(plan: Plan, bench: _Bench, artefact: Artefact, export: str, what: str) -> Row:
+async def _one_by_one(plan: Plan, bench: Bench, artefact: Artefact, export: str, what: str) -> Row:
     took = []
     for number in range(plan.pick(5000, 500)):
         began = time.perf_counter()
@@ -111,50 +74,28 @@ async def _one_by_one(plan: Plan, bench: _Bench, artefact: Artefact, export: str
     return row(what, percentile(took, 50), "ms", most=1.0, notes=notes)
 
 
-async def _starts(plan: Plan, directory: Path, name: str, data: bytes) -> Row:
-    """Cold: compiled for it; warm: compiled before, loaded for it; hot: loaded before. Of a worker that is there."""
-    warm, hot = [], []
-    async with _bench(directory) as bench:
-        await bench.run(await bench.artefact(module("run_only")), "run")
-        began = time.perf_counter()
-        artefact = await bench.artefact(data)
-        await bench.run(artefact, "main", "1", "1") if name == "42 B" else await bench.run(artefact, "main", "1")
-        cold = 1000 * (time.perf_counter() - began)
-    inputs = ["1", "1"] if name == "42 B" else ["1"]
-    for _ in range(plan.pick(15, 3)):
-        async with _bench(directory) as bench:
-            await bench.run(await bench.artefact(module("run_only")), "run")
-            artefact = await bench.artefact(data)
-            for found in (warm, hot):
-                began = time.perf_counter()
-                outcome = await bench.run(artefact, "main", *inputs)
-                found.append(1000 * (time.perf_counter() - began))
-                assert outcome.reason is Reason.OK, outcome
-    notes = [f"cold {cold:.0f} ms with its compilation ({len(data):,} bytes); hot p50 {percentile(hot, 50):.2f} ms"]
-    return row(f"warm start of {name}, p50", percentile(warm, 50), "ms", most=5.0, notes=notes, cold=cold)
-
-
-async def _daemons(bench: _Bench) -> Row:
+async def _daemons(plan: Plan, bench: Bench) -> Row:
     """Sleeping and slowly looping guests in the shared worker, half and half."""
     sleeper, slow = await bench.artefact(module("sleeper")), await bench.artefact(module("slow_loop"))
     async with anyio.create_task_group() as tasks:
         for number in range(DAEMONS):
             artefact = (sleeper, slow)[number % 2]
-            tasks.start_soon(lambda artefact: bench.run(artefact, "_start", wall_s=None), artefact)
+            tasks.start_soon(bench.stay, artefact, "_start")
         await _live(bench, DAEMONS)
         (worker,) = bench.runtime.worker_pids
         memory, before = pss(worker) / MIB, cpu_s(worker)
-        await anyio.sleep(5)
-        share = (cpu_s(worker) - before) / 5
+        window_s = plan.pick(5, 2)
+        await anyio.sleep(window_s)
+        share = (cpu_s(worker) - before) / window_s
         tasks.cancel_scope.cancel()
     notes = [f"the worker with all of them, {100 * share:.2f} % of a core while half of them wake once a second"]
     return row(f"memory of {DAEMONS} live daemons, core modules", memory, "MiB", most=100.0, notes=notes)
 
 
-async def _component_daemon(bench: _Bench) -> Row:
+async def _component_daemon(bench: Bench) -> Row:
     artefact = await bench.artefact(module("component_waiting"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: bench.run(artefact, "sleep", "1000000", wall_s=None))
+        tasks.start_soon(bench.stay, artefact, "sleep", "1000000")
         await _live(bench, 1)
         (worker,) = bench.runtime.worker_pids
         memory = _private(worker) / MIB
@@ -165,7 +106,7 @@ async def _component_daemon(bench: _Bench) -> Row:
     )
 
 
-async def _live(bench: _Bench, count: int) -> None:
+async def _live(bench: Bench, count: int) -> None:
     with anyio.fail_after(60):
         while len(await bench.runtime.sample()) < count:  # noqa: ASYNC110
             await anyio.sleep(0.05)

@@ -1,6 +1,7 @@
 """The configuration as a whole: which parts are on, which layer wins, what is refused and how it is said."""
 
 import logging
+import os
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ import pytest
 from proplet.agent.config import ConfigError, load, read
 from proplet.agent.config_schema import BrokerEngine, LogLevel
 from proplet.agent.config_show import show
+from proplet.agent.parts import shell_settings
 
 
 @pytest.fixture
@@ -354,6 +356,26 @@ def test_the_configuration_shown_is_one_that_gives_the_same_settings(home: Path)
     second = read(shown, environ(home))
     assert second.settings == first.settings
     assert second.origins["agent.limits.cpu"].startswith(f"{shown}:")
+
+
+def test_the_ceilings_shown_are_those_in_force(home: Path) -> None:
+    loaded = read(write(home / "p.toml", "[broker]\n"), environ(home))
+    shown = "\n".join(show(loaded.settings, loaded.origins)).partition("[agent.ceilings]")[2]
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    assert 'output = "8Mi"' in shown
+    assert 'stack = "1Mi"' in shown
+    memory = loaded.settings.agent.ceilings.memory_bytes
+    assert memory == min(1024, half // 1024**2) * 1024**2
+    assert loaded.origins["agent.ceilings.memory"] == "this machine"
+    assert "# memory is not set" not in shown
+    limits = shell_settings(loaded.settings).limits
+    assert (limits.ceiling.memory_bytes, limits.ceiling.output_bytes) == (memory, 8 * 1024**2)
+
+
+def test_a_default_limit_above_what_no_ceiling_forbids_raises_it(home: Path) -> None:
+    text = "[broker]\n[agent.limits]\nmemory = '4096Gi'\noutput = '9Mi'\nstack = '2Mi'\n"
+    ceilings = load(write(home / "p.toml", text), environ(home)).agent.ceilings
+    assert (ceilings.memory_bytes, ceilings.output_bytes, ceilings.stack_bytes) == (2**42, 9 * 2**20, 2 * 2**20)
 
 
 def test_secrets_are_never_shown(home: Path) -> None:

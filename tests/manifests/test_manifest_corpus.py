@@ -43,6 +43,12 @@ def test_a_sample_is_taken_and_asks_for_nothing_that_cannot_run(path: Path) -> N
             assert rules.unsupported(resource) is None
 
 
+def test_the_sample_of_permissions_asks_to_write_where_it_is_said_to() -> None:
+    (task,) = manifest.parse_documents((SAMPLES / "permissions.yaml").read_text())
+    assert isinstance(task, Task)
+    assert {asked.guest: asked.read_only for asked in task.spec.permissions.dirs} == {"/inbox": True, "/outbox": False}
+
+
 @pytest.mark.parametrize("path", REFUSE, ids=lambda path: path.name)
 def test_a_manifest_to_refuse_is_refused_for_its_reason(path: Path) -> None:
     text = path.read_text()

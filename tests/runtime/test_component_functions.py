@@ -111,7 +111,7 @@ async def test_a_wrong_number_of_arguments_is_told_as_the_reference_tells_it(nod
     [
         ("unreachable", (), "unreachable"),
         ("divide", ("1", "0"), "integer divide by zero"),
-        ("deep", ("1",), "call stack exhausted"),
+        ("deep", ("1",), "bytes of stack (limits.stack)"),
         ("outside", (), "out of bounds memory access"),
     ],
 )

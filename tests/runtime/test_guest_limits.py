@@ -8,6 +8,7 @@ import anyio
 import pytest
 from wasmtime import wat2wasm
 
+from proplet.agent.host_engine import stack_class
 from proplet.agent.wire import Reason
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +85,7 @@ async def test_endless_recursion_is_a_trap_of_the_guest_alone(node: Any) -> None
         outcome = await node.run("recursion", stack_bytes=stack_bytes)
         assert outcome.reason is Reason.TRAP
         assert "call stack exhausted" in outcome.error
+        assert f"may have {stack_class(stack_bytes)} bytes of stack (limits.stack)" in outcome.error
     assert node.runtime.worker_pids == before
 
 

@@ -115,6 +115,13 @@ def test_what_is_kept_is_always_one_of_the_known_flags_and_is_read_again_as_the_
     assert checked(kept, NOTHING) == kept
 
 
+def test_a_refused_option_of_a_flag_is_told_from_a_refused_flag() -> None:
+    with pytest.raises(FlagError, match=r"^-S inherit-env=y: a task may not give this option of -S "):
+        checked(["-S", "cli,inherit-env=y"], NOTHING)
+    with pytest.raises(FlagError, match=r"^--config=x: a task may not give this flag .*allowed: -O -C"):
+        checked(["--config=x"], NOTHING)
+
+
 def test_a_directory_with_two_colons_in_its_name_cannot_be_said() -> None:
     with pytest.raises(FlagError, match="'::'"):
         check_directories(Permissions(dirs=(DirectoryGrant("/srv/a::b", "/data"),)))
@@ -125,7 +132,9 @@ def test_a_directory_with_two_colons_in_its_name_cannot_be_said() -> None:
     [
         ([], Asked()),
         (["--port", "9000"], Asked(port=9000)),
-        (["--port=9000", "-x"], Asked(port=9000, rest=("-x",))),
+        (["--port=9000", "-Shttp", "-S", "nn"], Asked(port=9000, rest=("-Shttp", "-S", "nn"))),
+        (["--dir", "/srv", "--wasi=cli", "--env=A=b"], Asked(rest=("--dir", "/srv", "--wasi=cli", "--env=A=b"))),
+        (["--env", "--prot", "word"], Asked(rest=("--env", "--prot", "word"))),
         (["--addr", "0.0.0.0:9000"], Asked(ipaddress.ip_address("0.0.0.0"), 9000)),
         (["--addr=[::1]:9000"], Asked(ipaddress.ip_address("::1"), 9000)),
         (["--addr=localhost:0"], Asked(ipaddress.ip_address("127.0.0.1"))),
@@ -145,6 +154,22 @@ def test_what_is_no_address_is_refused(argument: str) -> None:
         asked_by([argument])
     assert refused.value.reason is Reason.INVALID_ARGUMENTS
     assert argument in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--prot", "18223"], "did you mean --port?"),
+        (["--adr=0.0.0.0:80"], "did you mean --addr?"),
+        (["--port", "9000", "-p"], "--addr HOST:PORT or --port N"),
+        (["-Shttp", "--verbose"], "--addr HOST:PORT or --port N"),
+    ],
+)
+def test_a_flag_that_nothing_knows_is_refused_and_not_ignored(arguments: list[str], hint: str) -> None:
+    with pytest.raises(AddressError) as refused:
+        asked_by(arguments)
+    assert refused.value.reason is Reason.INVALID_ARGUMENTS
+    assert hint in str(refused.value)
 
 
 hosts = st.one_of(
