@@ -10,9 +10,10 @@ What it guarantees, if the shell keeps that order:
 * at most one attempt of a task is live; a newer one waits until the older has been stopped.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from proplet.agent import codec, restarts, wire
+from proplet.agent import codec, restarts, stages, wire
+from proplet.agent.admission import CoreSettings, crowded, unsupported
 from proplet.agent.attempts import Attempt, Attempts
 from proplet.agent.events import (
     Cancel,
@@ -50,27 +51,19 @@ from proplet.agent.events import (
 )
 from proplet.agent.lifecycle import TERMINAL, State, advance
 from proplet.agent.lifecycle import Event as Life
-from proplet.agent.restarts import BACKOFF_MAX_S, back_off, held, repeats_interrupted, runs_again, started_at, word
+from proplet.agent.restarts import (
+    BACKOFF_MAX_S,
+    back_off,
+    given_up,
+    held,
+    repeats_interrupted,
+    runs_again,
+    started_at,
+    word,
+)
 from proplet.agent.results import ENDINGS, result_of
 from proplet.agent.topics import Route
-from proplet.agent.wire import Reason, Start
-
-
-@dataclass(frozen=True, slots=True)
-class CoreSettings:
-    """The core's bounds. `max_active` runs are prepared or running at once; `max_accepted` wait beside them.
-
-    `max_daemons` daemons have slots of their own: they would keep all others out for ever. `max_latent` tasks may lie
-    ready to be invoked; they take a slot only while their module is prepared.
-    `known_attempts` finished attempts are remembered, so that a repeated start is answered and not run again.
-    """
-
-    proplet_id: str
-    max_active: int = 32
-    max_daemons: int = 100
-    max_latent: int = 100
-    max_accepted: int = 10_000
-    known_attempts: int = 4096
+from proplet.agent.wire import Reason
 
 
 class Core:
@@ -159,18 +152,14 @@ class Core:
         number = start.attempt
         key = RunKey(start.id, self._attempts.newest_run(start.id) + 1 if number is None else number)
         attempt = Attempt(key, start, event.module_digest, event.payload_hash, received_at=now, since=now)
-        refused = self._unsupported(start)
+        refused = unsupported(start, self._settings)
         if refused:
             return self._finish(attempt, Outcome(Reason.NOT_SUPPORTED, error=refused), now)
         if key.run < self._attempts.newest_run(start.id):
             text = f"attempt {key.run} came after attempt {self._attempts.newest_run(start.id)} and is not run"
             return self._finish(attempt, Outcome(Reason.SUPERSEDED, error=text), now)
-        if self._attempts.waiting >= self._settings.max_accepted:
-            text = f"{self._attempts.waiting} tasks wait already; try another proplet, or later"
-            return self._reply(start.id, number, Reason.OVERLOADED, text, now)
-        if start.latent and self._attempts.latent_besides(start.id) >= self._settings.max_latent:
-            text = f"{self._settings.max_latent} latent tasks are here already, which is [runtime] max_latent: stop one"
-            return self._reply(start.id, number, Reason.OVERLOADED, text, now)
+        if (full := crowded(start, self._settings, self._attempts)) is not None:
+            return self._reply(start.id, number, Reason.OVERLOADED, full, now)
         older = [self._stop(a, Reason.SUPERSEDED, now) for a in self._attempts.of_task(start.id)]
         self._attempts.hold(attempt)
         self._attempts.wait(attempt)
@@ -247,10 +236,7 @@ class Core:
         attempt.prepared = True
         attempt.image_digest = event.image_digest or attempt.image_digest
         attempt.start_kind = event.start_kind
-        # One that joined another's preparation has not waited for all of it.
-        waited = max(0.0, now - attempt.since)
-        attempt.stages |= {"fetch": min(event.fetch_s, waited), "compile": min(event.compile_s, waited)}
-        attempt.since = now
+        stages.became_ready(attempt, event, now)
         saved = (SaveState(attempt.key, attempt.state, now, attempt.restarts),)
         if attempt.state is State.DEPLOYED:
             self._active[attempt.stays] -= 1
@@ -270,7 +256,8 @@ class Core:
         if attempt is None or attempt.state is State.STOPPING:
             return Step()
         again, stayed = attempt.served, attempt.stays
-        attempt.served, attempt.port, attempt.since = True, event.port, now
+        attempt.served, attempt.port = True, event.port
+        stages.began_to_serve(attempt, now)
         self._active[stayed] -= 1
         self._active[attempt.stays] += 1
         attempt.state = advance(attempt.state, Life.SERVE)
@@ -289,6 +276,7 @@ class Core:
         attempt = self._attempts.get(event.key)
         if attempt is None:
             return Step()
+        stages.ran(attempt, event.outcome, now)
         return self._settle(attempt, event.outcome, now)
 
     def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
@@ -304,7 +292,7 @@ class Core:
         if runs_again(attempt, outcome):
             return self._wait_to_repeat(attempt, outcome, now)
         event = Life.SUCCEEDED if outcome.reason is Reason.OK else Life.FAILED
-        return self._finish(attempt, outcome, now, event)
+        return self._finish(attempt, given_up(attempt, outcome), now, event)
 
     def _wait_to_repeat(self, attempt: Attempt, outcome: Outcome, now: float) -> Step:
         back_off(attempt, outcome, now)
@@ -326,7 +314,7 @@ class Core:
         assert state in TERMINAL
         # A latent task has no run of its own.
         spent = attempt.spent if attempt.start.latent else attempt.spent.plus(outcome)
-        attempt.stages |= {"run": spent.run_s, "total": max(0.0, now - attempt.received_at)}
+        stages.ended(attempt, spent, now)
         message = result_of(
             attempt.start,
             outcome,
@@ -368,18 +356,6 @@ class Core:
         text = ENDINGS[Reason.INTERRUPTED].format(attempt.key.task_id)
         return self._finish(attempt, Outcome(Reason.INTERRUPTED, error=text), now, Life.RESTARTED_NODE)
 
-    def _unsupported(self, start: Start) -> str | None:
-        """Why this node cannot carry a well-formed start out, or None."""
-        if start.encrypted:
-            return "encrypted workloads need a trusted execution environment, which this proplet does not support"
-        if start.latent and start.daemon:
-            return "a daemon runs by itself and a latent task when it is invoked: a task cannot be both"
-        if start.daemon and not self._settings.max_daemons:
-            return "this proplet runs no daemons: [runtime] max_daemons is 0"
-        if start.latent and not self._settings.max_latent:
-            return "this proplet takes no latent tasks: [runtime] max_latent is 0"
-        return None
-
     # --- bookkeeping --------------------------------------------------------------------------------------------------
 
     def _room(self, daemons: bool) -> int:
@@ -395,10 +371,8 @@ class Core:
             a for daemons in (False, True) for a in self._attempts.take(self._room(daemons), now, daemons=daemons)
         ]
         for attempt in chosen:
-            if attempt.state is State.ACCEPTED:
-                attempt.stages["queue"] = max(0.0, now - attempt.received_at)
+            stages.took_a_slot(attempt, now)
             attempt.state = advance(attempt.state, Life.PREPARE)
-            attempt.since = now
             self._active[attempt.stays] += 1
             then.append(Prepare(attempt.key, attempt.start, attempt.module_digest, attempt.prepared))
         return replace(step, then=(*step.then, *then)) if then else step

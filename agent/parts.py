@@ -1,9 +1,9 @@
 """What each part of a node is told: the node's settings turned into every part's own. Pure."""
 
 from proplet.agent import codec
+from proplet.agent.admission import CoreSettings
 from proplet.agent.config_permissions import ANYWHERE, own_paths
 from proplet.agent.config_schema import CeilingsTable, DefaultLimitsTable, Engine, NodeSettings
-from proplet.agent.core import CoreSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
 from proplet.agent.invocations import InvocationBounds

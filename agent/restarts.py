@@ -4,6 +4,7 @@ The backoff doubles with every failure in a row, up to five minutes; a run that 
 row. From the third failure on it is called a crash loop.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from proplet.agent.attempts import Attempt
@@ -46,6 +47,15 @@ def runs_again(attempt: Attempt, outcome: Outcome) -> bool:
     if outcome.reason is Reason.OK:
         return attempt.policy is RestartPolicy.ALWAYS and attempt.stays
     return outcome.reason in _RETRYABLE and _may_repeat(attempt)
+
+
+def given_up(attempt: Attempt, outcome: Outcome) -> Outcome:
+    """Return the outcome of a last run; where its backoff limit allows no other, its error says how often it ran."""
+    if attempt.policy in (None, RestartPolicy.NEVER) or outcome.reason not in _RETRYABLE or _may_repeat(attempt):
+        return outcome
+    runs = "1 run" if not attempt.restarts else f"{attempt.restarts + 1} runs"
+    text = f"given up after {runs}: backoffLimit is {attempt.backoff_limit}"
+    return replace(outcome, error=f"{outcome.error or outcome.reason.value} ({text})")
 
 
 def repeats_interrupted(attempt: Attempt) -> bool:

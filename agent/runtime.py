@@ -10,6 +10,8 @@ waits, who is tried again and who is to blame:
 * A worker that dies with one job is that job's doing. With several, nobody knows whose: each is run once more, alone in
   a worker of its own, where only its own doing can end it. Daemons, who would keep those workers, are run again in two
   halves, and in halves of these should one of them lose its worker, too.
+* A shared worker that holds more memory than its guests may have together, see `runtime_watch`, is ended; they run
+  again as after its death.
 * A guest that takes no heed of its end (stuck in a call that nothing can interrupt) costs its worker; the guest gets
   its timeout, its neighbours run again. In a worker of its own that is nobody's loss and no misdeed.
 * Three such deeds and a module is quarantined for a while. A worker comes back at once the first time, then later
@@ -42,9 +44,6 @@ from proplet.agent.runtime_lanes import Lanes
 from proplet.agent.runtime_link import Link, LinkSettings
 from proplet.agent.runtime_nonsense import check
 from proplet.agent.runtime_outcome import (
-    LOST_NOTE,
-    SHARED_NOTE,
-    ended_with_its_worker,
     from_report,
     past,
     stopped,
@@ -55,6 +54,7 @@ from proplet.agent.runtime_quarantine import Quarantine
 from proplet.agent.runtime_settings import RuntimeSettings
 from proplet.agent.runtime_stale import made_again
 from proplet.agent.runtime_ticket import Ticket, wants_own
+from proplet.agent.runtime_verdict import verdict
 from proplet.agent.wire import Reason
 from proplet.agent.worker_orders import STALE, Report, Setup
 
@@ -112,6 +112,7 @@ class WorkerRuntime(Runtime):
             settings.ping_s,
             settings.silence_s,
             settings.own_allowance_bytes,
+            settings.own_allowance_bytes + settings.loaded_bytes,
         )
         self._by_key: dict[str, Ticket] = {}
         self._lanes = Lanes(settings.max_running, settings.max_daemons)
@@ -316,20 +317,13 @@ class WorkerRuntime(Runtime):
         alone = link.own or len(tickets) == 1
         daemons, innocent = [], []
         for ticket in tickets:
-            if ended_by_us:
-                self._end(ticket, ended_with_its_worker(ticket, Reason(link.offenders[ticket.number]), link.measured))
-            elif (why := link.offenders.get(ticket.number)) is not None:
+            outcome, misdeed = verdict(ticket, link, alone=alone)
+            if misdeed:
                 self._quarantine.strike(ticket.job.artefact.module_digest)
-                text = "could not be interrupted; its worker was killed"
-                self._end(ticket, Outcome(Reason(why), error=f"{text} ({why})", memory_note=SHARED_NOTE))
-            elif ticket.stop_at is not None:
-                self._end(ticket, stopped())
+            if outcome is not None:
+                self._end(ticket, outcome)
             elif link.offenders:
                 innocent.append(ticket)
-            elif alone:
-                self._quarantine.strike(ticket.job.artefact.module_digest)
-                error = f"the worker that ran it {past(link.end)}"
-                self._end(ticket, Outcome(Reason.WORKER_CRASHED, error=error, memory_note=LOST_NOTE))
             elif ticket.daemon:
                 daemons.append(ticket)
             else:

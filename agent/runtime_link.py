@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from proplet.agent.ports import Artefact, Job, Output
 from proplet.agent.runtime_nonsense import checked_refusal, checked_samples
 from proplet.agent.runtime_ticket import Ticket, order_of
-from proplet.agent.runtime_watch import Measured, Watch
+from proplet.agent.runtime_watch import Measured, SharedWatch, Watch
 from proplet.agent.wire import Reason
 from proplet.agent.worker_child import Child, ChildGoneError
 from proplet.agent.worker_orders import (
@@ -44,12 +44,16 @@ log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0  # how often a busy link is looked at, and at every moment when a guest has to be gone
 _REST_BYTES: Final = 64 * 1024 * 1024  # a worker that still holds more after a job is not used again
 _KNOWN_MODULES: Final = 64
+_HURRY_S: Final = 0.2  # if the next look is farther away when jobs begin, it comes at once
+# Large blocks go back to the system at once. By itself glibc learns to keep them, in as many arenas as there are
+# threads: what is left of guests that have ended would look like what the present ones hold.
+_ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 _requests = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """How a worker is started, and how long it may be silent; seconds. `allowance_bytes`: as `runtime_watch` has it."""
+    """How a worker is started, and how long it may be silent; seconds. The allowances: as `runtime_watch` has them."""
 
     setup: Setup
     idle_s: float
@@ -57,11 +61,15 @@ class LinkSettings:
     own_grace_s: float
     ping_s: float
     silence_s: float
-    allowance_bytes: int
+    own_allowance_bytes: int
+    shared_allowance_bytes: int
 
 
 class Link:
-    """One worker process, from before its start to after its end. An `own` one has one job at a time, and a watch."""
+    """One worker process, from before its start to after its end. An `own` one has one job at a time.
+
+    `offenders` are those for whom it was ended, and why; `overfull` if it was because all of them held too much.
+    """
 
     def __init__(self, settings: LinkSettings, on_report: Callable[["Link", Report], None], *, own: bool) -> None:
         self.own = own
@@ -75,6 +83,7 @@ class Link:
         self.given = 0
         self.started_at = 0.0
         self.offenders: dict[int, str] = {}
+        self.overfull = False
         self.measured = Measured()
         self.modules: set[str] = set()
         self.used_at = 0.0
@@ -82,7 +91,8 @@ class Link:
         self._grace_s = settings.own_grace_s if own else settings.grace_s
         self._on_report = on_report
         self._child: Child | None = None
-        self._watch: Watch | None = None
+        self._watch: Watch | None = None  # one of these, while it runs
+        self._shared_watch: SharedWatch | None = None
         self._tasks: TaskGroup | None = None
         self._flushing = False
         self._early: list[Any] = []
@@ -128,6 +138,8 @@ class Link:
             self._note_module(ticket.job.artefact)
         self._busy.set()
         if self._child:
+            if self._shared_watch and tickets:
+                self._shared_watch.begin([ticket.job for ticket in tickets], self._jobs())
             self._send([[RUN, order_of(ticket)] for ticket in tickets])
             if self.ready:
                 self._begin(tickets)
@@ -170,6 +182,8 @@ class Link:
     def _begin(self, tickets: list[Ticket]) -> None:
         """The worker is ready, and has `tickets` from now on."""
         now = time.monotonic()
+        if self._looks_at > now + _HURRY_S:
+            self._sooner.set()
         for ticket in tickets:
             ticket.begun_at = now
             if self._watch:
@@ -210,12 +224,15 @@ class Link:
         if self.closing:
             return
         try:
-            child = Child("proplet.agent.worker")
+            child = Child("proplet.agent.worker", environment=_ALLOCATOR)
         except OSError as error:
             self.end = f"could not be started: {error}"
             return
         self._child = child
-        self._watch = Watch(child.pid, self._settings.allowance_bytes) if self.own else None
+        if self.own:
+            self._watch = Watch(child.pid, self._settings.own_allowance_bytes)
+        else:
+            self._shared_watch = SharedWatch(child.pid, self._settings.shared_allowance_bytes)
         self.started_at = self._heard_at = time.monotonic()
         try:
             async with anyio.create_task_group() as self._tasks:
@@ -232,7 +249,7 @@ class Link:
             self.last_errors = child.last_errors()
             await child.aclose()
             self.end = self.end or child.exit_text()
-            self._child = self._watch = None
+            self._child = self._watch = self._shared_watch = None
 
     async def _listen(self, child: Child) -> None:
         try:
@@ -280,6 +297,9 @@ class Link:
         assert child is not None
         while True:
             if not self.tickets:
+                if self._shared_watch and self._shared_watch.worn:
+                    self.retire()
+                    return
                 self._busy = anyio.Event()
                 with anyio.move_on_after(settings.idle_s):
                     await self._busy.wait()
@@ -290,6 +310,8 @@ class Link:
             await self._pause()
             now = time.monotonic()
             self._find_offenders(now)
+            if self._find_excess():
+                return
             silent_s = now - self._heard_at
             if self.offenders or (self.tickets and silent_s > settings.silence_s):
                 self.end = "did not end a guest" if self.offenders else f"did not answer for {silent_s:.0f} s"
@@ -306,7 +328,8 @@ class Link:
     async def _pause(self) -> None:
         """Wait until the next look: soon enough for whoever has to be gone first."""
         now = time.monotonic()
-        pause_s = min(self._watch.pause_s if self._watch else _LOOK_S, self._settings.ping_s)
+        watch = self._watch or self._shared_watch
+        pause_s = min(watch.pause_s if watch else _LOOK_S, self._settings.ping_s)
         due = min((ticket.due[0] for ticket in self.tickets.values()), default=now) + self._grace_s
         self._looks_at = min(now + pause_s, max(due, now))
         self._sooner = anyio.Event()
@@ -320,6 +343,22 @@ class Link:
                 self.offenders[number] = why
             elif self._watch and ticket.begun_at and (excess := self._watch.excess(ticket.job.limits)):
                 self.offenders[number] = excess
+
+    def _jobs(self) -> list[Job]:
+        return [ticket.job for ticket in self.tickets.values()]
+
+    def _find_excess(self) -> bool:
+        """End a shared worker whose guests hold too much together; nobody knows which of them."""
+        watch, child = self._shared_watch, self._child
+        if not (watch and child and self.ready and not self.offenders):
+            return False
+        if (excess := watch.excess(self._jobs())) is None:
+            return False
+        self.end = f"{excess} and was killed"
+        self.overfull = self.closing = True
+        self.measured = watch.measured()
+        child.kill()
+        return True
 
     def _send(self, messages: list[Any]) -> None:
         """Send at the end of this round of the event loop, all in one call: waking the worker is what costs."""

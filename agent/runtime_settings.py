@@ -30,7 +30,8 @@ class RuntimeSettings:
     `grace_s`: how long past its end a guest may take to be gone before its worker is killed; `own_grace_s` the same for
     a worker that nobody shares. `silence_s`: how long a worker may be deaf while jobs run. `loaded_bytes`: machine code
     kept loaded. `strikes` workers lost by a module quarantine it for `quarantine_s`. `max_own_workers` are for
-    components that cannot share one; such a worker may hold `own_allowance_bytes` beyond its guest's memory limit.
+    components that cannot share one; such a worker may hold `own_allowance_bytes` beyond its guest's memory limit, a
+    shared one the same and `loaded_bytes` beyond its guests' limits.
     An invocation that no worker has begun with after `patience_s` ends with that: who asked waits 30 s.
     `engine` is one of `engines`, and the one that `fetch.ModulesSettings` compiles for. `log_limits`: of what one job
     tells while it runs.

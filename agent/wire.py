@@ -441,7 +441,7 @@ class Usage:
 
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
-    wall_seconds: Mapping[str, float] = _mapping()  # per stage: queue, fetch, compile, run, total
+    wall_seconds: Mapping[str, float] = _mapping()  # per stage, see `proplet.agent.stages`
     start_kind: str | None = None  # cold, warm or hot
     memory_note: str | None = None  # whose peak that is where it is not the guest's memory alone; why there is none
     fuel_used: int | None = None  # where there was a limit of fuel

@@ -101,7 +101,7 @@ def _began(status: TaskStatus, wall: float) -> float:
     if status.started_at or status.usage is None:
         return status.started_at
     took = status.usage.wall_seconds
-    before = sum(took.get(stage, 0.0) for stage in ("queue", "fetch", "compile"))
+    before = sum(took.get(stage, 0.0) for stage in ("queue", "fetch", "compile", "worker"))
     return max(status.dispatched_at, wall - max(0.0, took.get("total", before) - before, took.get("run", 0.0)))
 
 

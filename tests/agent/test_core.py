@@ -1,6 +1,7 @@
 """The agent's decisions, told as stories: an event, and what is saved and done."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proplet.agent import wire
-from proplet.agent.core import Core, CoreSettings
+from proplet.agent.admission import CoreSettings
+from proplet.agent.core import Core
 from proplet.agent.events import (
     Cancel,
     CommandRefused,
@@ -106,7 +108,14 @@ def test_a_start_is_journalled_before_its_module_is_fetched_and_run_before_it_is
             "usage": {
                 "cpu_seconds": 0.001,
                 "peak_memory_bytes": 65536,
-                "wall_seconds": {"queue": 0.0, "fetch": 0.5, "compile": 0.25, "run": 0.002, "total": 2.0},
+                "wall_seconds": {
+                    "queue": 0.25,
+                    "fetch": 0.5,
+                    "compile": 0.25,
+                    "worker": 0.998,
+                    "run": 0.002,
+                    "total": 2.0,
+                },
                 "start_kind": "cold",
             },
         },
@@ -274,8 +283,22 @@ def test_a_failed_task_runs_again_after_a_growing_backoff_and_fails_at_its_limit
     agent.handle(Tick(), 14.0)
     agent.handle(ModuleReady(key), 14.0)
     step = agent.handle(bad, 15.0)
-    assert message(step)["error"] == "unreachable"
+    assert message(step)["error"] == "unreachable (given up after 3 runs: backoffLimit is 2)"
     assert message(step)["ext"]["restarts"] == 2
+
+
+def test_the_stages_of_all_runs_and_the_waits_between_them_add_up_to_the_total() -> None:
+    agent, key = core(), RunKey("t", 1)
+    agent.handle(received(start(policy=RestartPolicy.ON_FAILURE, limit=1)), 10.0)
+    agent.handle(ModuleReady(key, fetch_s=0.5, compile_s=0.25), 11.0)
+    agent.handle(RunEnded(key, Outcome(Reason.TRAP, error="x", run_s=0.5)), 12.0)
+    agent.handle(Tick(), 13.5)
+    agent.handle(ModuleReady(key), 13.75)
+    step = agent.handle(RunEnded(key, replace(OK, run_s=1.0)), 15.0)
+    took = message(step)["ext"]["usage"]["wall_seconds"]
+    assert took.pop("total") == 5.0
+    assert took == {"queue": 0.5, "fetch": 0.5, "compile": 0.25, "worker": 0.75, "run": 1.5, "backoff": 1.5}
+    assert sum(took.values()) == 5.0
 
 
 @pytest.mark.parametrize("policy", [None, RestartPolicy.NEVER])

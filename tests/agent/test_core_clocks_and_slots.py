@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from proplet.agent.core import BACKOFF_MAX_S, Core, CoreSettings
+from proplet.agent.admission import CoreSettings
+from proplet.agent.core import BACKOFF_MAX_S, Core
 from proplet.agent.events import ModuleFailed, Outcome, Prepare, RunKey, StartReceived, Tick
 from proplet.agent.ports import Artefact, GuestLimits, Job, ModuleKind
 from proplet.agent.terms import NodeLimits, explained, granted, lowered

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from proplet.agent.core import Core, CoreSettings
+from proplet.agent.admission import CoreSettings
+from proplet.agent.core import Core
 from proplet.agent.events import (
     Deliver,
     ModuleReady,

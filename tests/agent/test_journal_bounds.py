@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from proplet.agent import codec, wire
-from proplet.agent.core import Core, CoreSettings
+from proplet.agent.admission import CoreSettings
+from proplet.agent.core import Core
 from proplet.agent.events import RunKey, SaveAccepted, SaveOutcome, SaveResend
 from proplet.agent.journal import SqliteJournal, open_journal
 from proplet.agent.journal_sweep import OutboxBounds

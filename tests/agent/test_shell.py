@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from proplet.agent import codec, wire
-from proplet.agent.core import Core, CoreSettings
+from proplet.agent.admission import CoreSettings
+from proplet.agent.core import Core
 from proplet.agent.fetch import ModulesSettings, open_modules
 from proplet.agent.journal import open_journal
 from proplet.agent.mqtt_model import Connected, Delivery, NotConnectedError, Receipt

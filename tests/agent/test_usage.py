@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from proplet.agent.core import Core, CoreSettings
+from proplet.agent.admission import CoreSettings
+from proplet.agent.core import Core
 from proplet.agent.events import (
     Invoked,
     ModuleReady,

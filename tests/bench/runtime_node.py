@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from tests.bench.caller import Caller, open_caller
@@ -35,25 +35,32 @@ async def in_node(plan: Plan) -> AsyncIterator[Row]:
 
 
 async def _warm(plan: Plan, node: BenchNode) -> Row:
-    """Each module is compiled for a first task, then the node starts anew, and each is loaded for a second one."""
+    """Each module is compiled for a first task, the node starts anew, each is loaded for a second; a third is hot."""
     modules = list(itertools.islice(distinct(), plan.pick(300, 40)))
-    cold, warm = [], []
-    for prefix, took in (("cold", cold), ("warm", warm)):
-        if prefix == "warm":
-            node.process.stop()
-            node.process.start()
-        async with open_caller(node) as caller:
-            await caller.run(f"{prefix}-other", ADDITION, "1", "1")
-            for at, data in enumerate(modules):
-                began = time.perf_counter()
-                assert await caller.run(f"{prefix}-{at}", data, str(at), "1") == str(at + 1)
-                took.append(1000 * (time.perf_counter() - began))
-    p50s = percentile(cold, 50), percentile(warm, 50)
+    async with open_caller(node) as caller:
+        cold = await _tasks(caller, "cold", modules)
+    node.process.stop()
+    node.process.start()
+    async with open_caller(node) as caller:
+        warm = await _tasks(caller, "warm", modules)
+        hot = await _tasks(caller, "hot", modules)
+    found = {"cold": percentile(cold, 50), "hot": percentile(hot, 50)}
     notes = [
         f"{len(modules)} tasks over MQTT, each with another module of 54 bytes, made durable",
-        f"p99 {number(percentile(warm, 99))} ms; cold, with its compilation, p50 {number(p50s[0])} ms",
+        f"p99 {number(percentile(warm, 99))} ms; p50 cold {number(found['cold'])} ms, hot {number(found['hot'])} ms",
     ]
-    return row("warm start to result through the node, p50", p50s[1], "ms", most=5.0, notes=notes, cold=p50s[0])
+    return row("warm start to result through the node, p50", percentile(warm, 50), "ms", most=5.0, notes=notes, **found)
+
+
+async def _tasks(caller: Caller, prefix: str, modules: Sequence[bytes]) -> list[float]:
+    """Run each once, after one that starts the worker; milliseconds."""
+    took = []
+    await caller.run(f"{prefix}-other", ADDITION, "1", "1")
+    for at, data in enumerate(modules):
+        began = time.perf_counter()
+        assert await caller.run(f"{prefix}-{at}", data, str(at), "1") == str(at + 1)
+        took.append(1000 * (time.perf_counter() - began))
+    return took
 
 
 async def _one_by_one(plan: Plan, caller: Caller) -> Row:
@@ -139,8 +146,8 @@ async def _growth(plan: Plan, node: BenchNode, caller: Caller) -> Row:
         # As in the growth over tasks: a short run only shows that it can be measured.
         None if plan.quick else slope - 2 * error <= _NONE_BYTES,
         (
-            f"half of them of a component; {samples[0][1] / 1e6:.2f} MB after {samples[0][0]:,.0f} calls, "
-            f"{samples[-1][1] / 1e6:.2f} MB at the end",
+            "half of them of a component",
+            f"{samples[0][1] / 1e6:.2f} MB after {samples[0][0]:,.0f} calls, {samples[-1][1] / 1e6:.2f} MB at the end",
             f"by process, what others share divided: {grown}",
         ),
         {"slope_bytes": slope, "standard_error_bytes": error},
