@@ -87,6 +87,11 @@ def _state(one: Entry, _: float) -> str:
     return "alive" if one.get("alive") else "offline"
 
 
+def _standing(one: Entry, _: float) -> str:
+    """Where the device says that it stands; else its phase: a task in a crash loop is running by that."""
+    return render.one_line(one.get("state") or one.get("phase")) or "-"
+
+
 def _share(one: Entry, _: float) -> str:
     used, total = one.get("memory_bytes"), one.get("total_memory_bytes")
     return f"{100 * used / total:.1f}" if used is not None and total else "-"
@@ -103,7 +108,7 @@ def _cpu_time(one: Entry, _: float) -> str:
 _TASKS: Final[Sequence[Column]] = (
     ("NAME", _text("name")),
     ("PROPLET", _text("proplet")),
-    ("STATE", _text("phase")),
+    ("STATE", _standing),
     ("CPU%", _percent("cpu_percent")),
     ("CPU TIME", _cpu_time),
     ("MEMORY", _memory),

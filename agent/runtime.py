@@ -45,6 +45,7 @@ from proplet.agent.runtime_link import Link, LinkSettings
 from proplet.agent.runtime_nonsense import check
 from proplet.agent.runtime_outcome import (
     from_report,
+    obituary,
     past,
     stopped,
     unsayable,
@@ -360,7 +361,7 @@ class WorkerRuntime(Runtime):
 
     def _mourn(self, link: Link, tickets: list[Ticket]) -> None:
         """Say in the log how a worker ended, and let the next shared one wait if this one's life was short."""
-        _log.warning("a worker %s after %d jobs were given to it", past(link.end), link.given)
+        _log.warning("%s", obituary(link.end, link.given, refused=link.refusal is not None))
         for line in link.last_errors.splitlines()[-5:]:
             _log.warning("its last words: %s", line)
         lived_s = time.monotonic() - link.started_at

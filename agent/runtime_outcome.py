@@ -100,3 +100,11 @@ def _why(job: Job, why: Reason, measured: Measured) -> str:
 def past(end: str) -> str:
     """Return how a worker ended as the end of a sentence."""
     return f"was {end}" if end.startswith("killed") else end if not end.startswith("exit") else f"ended with {end}"
+
+
+def obituary(end: str, given: int, *, refused: bool) -> str:
+    """Return the log's line on a worker that ended: how, and after how many jobs; `refused`: it could not begin."""
+    if refused:
+        return f"a worker could not begin: {end}"
+    jobs = {0: "any job was", 1: "a job was"}.get(given, f"{given} jobs were")
+    return f"a worker {past(end)} {'after' if given else 'before'} {jobs} given to it"

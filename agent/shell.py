@@ -5,23 +5,20 @@ acknowledges to the broker in order, then does what the core wants done, whose o
 decides anything about a task itself.
 """
 
-import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-from proplet.agent import codec, wire
+from proplet.agent import wire
 from proplet.agent.core import Core
 from proplet.agent.events import (
     Cancel,
-    CommandRefused,
     Deliver,
     Deploy,
     Effect,
@@ -45,10 +42,12 @@ from proplet.agent.events import (
     Waits,
 )
 from proplet.agent.grants import Ceiling, Granted, GrantError, Grants
+from proplet.agent.interpreting import Interpreter, on_one_line
 from proplet.agent.invocations import InvocationBounds, Invocations
 from proplet.agent.lifecycle import State
 from proplet.agent.mqtt_model import Connected, Delivery, Disconnected, LinkEvent
 from proplet.agent.outbox import Outbox
+from proplet.agent.persisting import Persistence
 from proplet.agent.ports import (
     Artefact,
     Job,
@@ -64,16 +63,12 @@ from proplet.agent.ports import (
 )
 from proplet.agent.presence import Presence
 from proplet.agent.terms import NodeLimits, explained, job_of, wanted_by
-from proplet.agent.topics import SHARED, Route, Topics
+from proplet.agent.topics import Topics
 from proplet.agent.wire import PullPolicy, Reason
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _TURN_MAX = 512
-_RETRY_FIRST_S = 0.5
-_RETRY_MAX_S = 30.0
 _BEYOND_THE_LAST = 2**62
 
 
@@ -120,9 +115,17 @@ class Shell:
         self._link: Link
         self._outbox: Outbox
         self._invocations = Invocations(settings.invocations, core.invocable, runtime, modules)
+        self._interpreter = Interpreter(
+            topics, presence.proplet_id, keep=self._keep, invoke=self._invocations.call, asked=self._ask
+        )
         self._deciding = True  # until what the journal holds is taken over
         self._tasks: TaskGroup
-        self.trouble: str | None = None
+        self._persistence = Persistence(self._tell_turned)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be saved; None while all is well."""
+        return self._persistence.trouble
 
     @property
     def invoked(self) -> Spent:
@@ -179,7 +182,7 @@ class Shell:
             match item:
                 case Delivery():
                     deliveries.append(item)
-                    event = await self._interpret(item)
+                    event = await self._interpreter.event_of(item)
                 case Connected():
                     self._on_connected()
                 case Disconnected(reason):
@@ -238,75 +241,20 @@ class Shell:
         """Durable first, then acknowledged, then done."""
         saves = [save for step in steps for save in step.save]
         if saves:
-            await self._persist(lambda: self._journal.commit(saves))
+            await self._persistence.done(lambda: self._journal.commit(saves))
         for delivery in deliveries:
             self._link.acknowledge(delivery)
         for step in steps:
             for effect in step.then:
                 self._do(effect)
 
-    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what `work` returns, however long the storage refuses: nothing is acted upon before."""
-        delay, refused = _RETRY_FIRST_S, False
-        while True:
-            try:
-                done = await work()
-            except StorageError as error:
-                refused = True
-                if self.trouble != str(error):
-                    self.trouble = str(error)
-                    log.error("nothing can be saved, so nothing is accepted: %s", error)  # noqa: TRY400
-                self._tell_turned()  # to wait for the storage is to be alive
-                await anyio.sleep(delay)
-                delay = min(_RETRY_MAX_S, delay * 2)
-            else:
-                if refused and self.trouble:  # what was never refused may be a reader, which a full disk does not stop
-                    log.warning("the storage works again")
-                    self.trouble = None
-                return done
+    # --- introductions ----------------------------------------------------------------------------------------------
 
-    # --- messages ---------------------------------------------------------------------------------------------------
+    async def _keep(self, module: bytes) -> str:
+        return await self._persistence.done(lambda: self._modules.keep(module))
 
-    async def _interpret(self, delivery: Delivery) -> Event | None:
-        """Return the event that a message is, None if it concerns nobody here. Bad input never leaves here untold."""
-        parsed = self._topics.parse(delivery.topic)
-        if parsed is None:
-            return None
-        route = SHARED.get(parsed.route, parsed.route)
-        try:
-            message = codec.decode(route, delivery.payload)
-        except codec.WireError as error:
-            return self._refuse(route, error)
-        match message:
-            case wire.Start():
-                return await self._on_start(message, delivery)
-            case wire.Stop(task_id, broadcast, proplet_id, ext):
-                # The reference names nobody at first and does not look later: another's task is unknown here anyway.
-                meant = broadcast or not proplet_id or proplet_id == self._presence.proplet_id
-                return StopReceived(task_id, ext.attempt if ext else None) if meant else None
-            case wire.Invoke():
-                self._invocations.call(message)
-            case wire.Hello():
-                self._asked.set()
-        return None
-
-    def _refuse(self, route: Route, error: codec.WireError) -> Event | None:
-        if error.task_id is None or route is not Route.START:
-            log.warning(
-                "a message on %s was refused and its sender cannot be told: %s", route.value, _on_one_line(error.detail)
-            )
-            return None
-        return CommandRefused(error.task_id, error.attempt, error.detail)
-
-    async def _on_start(self, start: wire.Start, delivery: Delivery) -> Event | None:
-        if not start.broadcast and start.proplet_id and start.proplet_id != self._presence.proplet_id:
-            return None  # before its module is kept
-        digest = None
-        if start.file:
-            data = start.file
-            digest = await self._persist(lambda: self._modules.keep(data))
-        payload_hash = hashlib.sha256(delivery.payload).hexdigest()[:32]
-        return StartReceived(replace(start, file=None), digest, payload_hash, delivery.duplicate)
+    def _ask(self) -> None:
+        self._asked.set()
 
     def _on_connected(self) -> None:
         self._presence.meters.counts.connects += 1
@@ -322,7 +270,7 @@ class Shell:
         while True:
             await self._asked.wait()
             self._asked = anyio.Event()
-            undelivered = await self._persist(self._journal.unsent_attempts)
+            undelivered = await self._persistence.done(self._journal.unsent_attempts)
             finished = tuple(wire.InventoryItem(key.task_id, key.run, wire.FINISHED) for key in undelivered)
             await self._presence.introduce(self._link, (*self._core.inventory(), *finished))
 
@@ -351,7 +299,7 @@ class Shell:
                 self._asked.set()
             case Note(text, task_id, warning):
                 level = logging.WARNING if warning else logging.INFO
-                log.log(level, "task %s: %s", _on_one_line(task_id), _on_one_line(text))
+                log.log(level, "task %s: %s", on_one_line(task_id), on_one_line(text))
 
     def _prepared(self, effect: Prepare, artefact: Artefact, given: Granted) -> ModuleReady | ModuleFailed:
         key, start = effect.key, effect.start
@@ -364,7 +312,7 @@ class Shell:
         if news := job.lowered - self._lowered:
             self._lowered |= news
             text = "task %s asks for more %s than this node allows ([agent.ceilings]) and gets less; said once"
-            log.warning(text, _on_one_line(key.task_id), " and ".join(sorted(news)))
+            log.warning(text, on_one_line(key.task_id), " and ".join(sorted(news)))
         return ModuleReady(key, artefact.image_digest, artefact.fetch_s, artefact.compile_s, artefact.start_kind)
 
     async def _prepare(self, effect: Prepare) -> None:
@@ -383,7 +331,7 @@ class Shell:
             except StorageError as error:
                 event = ModuleFailed(key, Reason.STORAGE, str(error))
             except Exception as error:  # a defect of ours must end one task, not the node
-                log.exception("the module of task %s could not be prepared", _on_one_line(key.task_id))
+                log.exception("the module of task %s could not be prepared", on_one_line(key.task_id))
                 event = ModuleFailed(key, Reason.INTERNAL, f"internal error while preparing the module: {error!r}")
         del self._preparing[key]
         if not isinstance(event, ModuleReady):
@@ -416,7 +364,7 @@ class Shell:
                 outcome = await self._runtime.run(job, lambda notice: self._hear(key, speaker.hear, notice))
                 outcome = explained(outcome, job)
         except Exception as error:  # the same
-            log.exception("task %s could not be run", _on_one_line(key.task_id))
+            log.exception("task %s could not be run", on_one_line(key.task_id))
             outcome = Outcome(Reason.INTERNAL, error=f"internal error while running the module: {error!r}")
         self._cancelled.discard(key)
         speaker.end(outcome)
@@ -446,8 +394,3 @@ class Shell:
                 await turned.wait()
             if waiting.cancelled_caught and self._core.next_due() is not None:
                 self.put(Tick())
-
-
-def _on_one_line(text: str) -> str:
-    """Return what a peer or a guest said in a form that cannot pass for another line of the log."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

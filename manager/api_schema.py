@@ -171,7 +171,7 @@ def _wire_metrics() -> dict[str, Schema]:
 def _top() -> Schema:
     measured = {"cpu_percent": _NUMBER, "cpu_seconds": _NUMBER, "memory_bytes": _COUNT, "measured_at": _MOMENT}
     task = {
-        **dict.fromkeys(("namespace", "name", "uid", "phase", "proplet"), _TEXT),
+        **dict.fromkeys(("namespace", "name", "uid", "phase", "state", "proplet"), _TEXT),
         **dict.fromkeys(("attempt", "uptime_seconds", "restarts", "invocations"), _COUNT),
         "started_at": _MOMENT,
         **measured,

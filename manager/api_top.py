@@ -4,7 +4,7 @@ Measurements come from the devices as often as a task's monitoring profile, or a
 told with the device's time of it, so that a reader can see how old it is. What was not measured is not there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -18,14 +18,18 @@ from proplet.manager.api_usage import UNDER_WAY, cpu_seconds, current, own_cpu_p
 from proplet.manager.model import Kind, Proplet, Resource, Task
 
 
-def _task(task: Task, names: dict[str, str], one: TaskMetrics | None) -> dict[str, Any]:
+def _task(
+    task: Task, names: dict[str, str], one: TaskMetrics | None, states: Mapping[str, tuple[int | None, str]]
+) -> dict[str, Any]:
     status = task.status
     where = one.proplet_id if one else status.proplet_id
+    attempt, state = states.get(where or "", (None, None))
     said: dict[str, Any] = {
         "namespace": task.meta.namespace,
         "name": task.meta.name,
         "uid": task.id,
         "phase": status.phase.value,
+        "state": state if attempt in (None, status.attempt) else None,  # the device's word, where it said one
         "attempt": status.attempt,
         "proplet": names.get(where or "", where),
         "started_at": rfc3339(status.started_at) if status.started_at else None,
@@ -82,7 +86,8 @@ async def top(context: Context, request: Request) -> Response:
     for task in wanted((await context.store.list(Kind.TASK)).items):
         if isinstance(task, Task) and task.status.phase in UNDER_WAY:
             found = current(task.status, context.control.task_metrics(task.id))
-            tasks += [_task(task, names, one) for one in found or (None,)]
+            states = context.control.task_states(task.id)
+            tasks += [_task(task, names, one, states) for one in found or (None,)]
     proplets = [_proplet(context, proplet) for proplet in wanted(every) if isinstance(proplet, Proplet)]
     return reply({"tasks": tasks, "proplets": proplets})
 

@@ -408,6 +408,10 @@ class Controller:
         """Return a task's last metrics, oldest first."""
         return self._observed.tasks.of(uid)
 
+    def task_states(self, uid: str) -> Mapping[str, tuple[int | None, str]]:
+        """Return where proplets last said that a task stands; see the port."""
+        return self._observed.states.of(uid)
+
     def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
         """Return a task's last output after the number `since`, oldest first."""
         return self._observed.logs.of(uid, since)

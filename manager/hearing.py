@@ -97,6 +97,7 @@ class Hearing:
             done()  # deleted, or another manager's
         else:
             self._observed.logs.ended(result.task_id)
+            self._observed.states.forget(result.task_id, result.proplet_id)
             self._tell.signal(result.task_id, Ended(result), done)
 
     def _inventory(self, inventory: Inventory) -> None:
@@ -110,6 +111,8 @@ class Hearing:
                 self._tell.unwanted(item.id, proplet_id, item.attempt)
             elif task is not None:
                 named.add(item.id)
+                if not ended:
+                    self._observed.states.add(item.id, proplet_id, item.attempt, item.state)
                 known = Holds(proplet_id, item.attempt, ended, *_standing(task, item.state, item.message))
                 self._tell.signal(item.id, known, nothing_to_do)
         for uid in self._tell.held_by(proplet_id) - named:
@@ -118,6 +121,7 @@ class Hearing:
     def _progress(self, progress: Progress) -> None:
         task = self._tell.task(progress.task_id)
         if progress.attempt is not None and task is not None:
+            self._observed.states.add(progress.task_id, progress.proplet_id, progress.attempt, progress.stage)
             standing = _standing(task, progress.stage, progress.message)
             self._confirms(task, Holds(progress.proplet_id, progress.attempt, False, *standing))
 

@@ -1,4 +1,4 @@
-"""What was last measured and printed, in memory and within bounds: metrics of proplets and tasks, output lines.
+"""What was last measured, said and printed, in memory and within bounds: metrics, tasks' states, output lines.
 
 Lines are numbered as they arrive, so that a reader can go on where it was. The numbers begin with the time of day: they
 grow over a restart, too.
@@ -8,7 +8,7 @@ Gone after a restart, by design: a Pi's flash is not worn by what nobody may eve
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 import anyio
@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 MEASUREMENTS: Final = 100  # per proplet or task, the reference's history size
 SUBJECTS: Final = 500  # proplets, or tasks, of which any are kept
+STATES: Final = 10_000  # tasks of which it is known
 LOG_BYTES_PER_TASK: Final = 256 * 1024
 LOG_BYTES: Final = 8 * 1024 * 1024
 _NUMBERS_PER_S: Final = 1_000_000  # more than arrive; and in this century below what JSON can carry
@@ -122,15 +123,46 @@ def _size(lines: LogLines) -> int:
     return 200 + sum(len(line) + 50 for line in lines.lines)
 
 
+class States:
+    """Where each task stands, as the proplets that hold it said last: finer than its phase, and not recorded.
+
+    In their words: ``fetching``, ``running``, ``waiting``, ``crash_loop``, ``deployed``, ``serving``, and the like.
+    """
+
+    def __init__(self, most: int = STATES) -> None:
+        self._most = most
+        self._states: OrderedDict[str, dict[str, tuple[int | None, str]]] = OrderedDict()
+
+    def add(self, task: str, proplet_id: str, attempt: int | None, state: str) -> None:
+        """Note what a proplet said; the task heard of longest ago makes room."""
+        self._states.setdefault(task, {})[proplet_id] = (attempt, state)
+        self._states.move_to_end(task)
+        if len(self._states) > self._most:
+            self._states.popitem(last=False)
+
+    def of(self, task: str) -> Mapping[str, tuple[int | None, str]]:
+        """Return, by proplet, the attempt and where it stands."""
+        return self._states.get(task, {})
+
+    def forget(self, task: str, proplet_id: str | None = None) -> None:
+        """Drop a task, or what one proplet said of it."""
+        found = self._states.get(task, {})
+        found.pop(proplet_id or "", None)
+        if proplet_id is None or not found:
+            self._states.pop(task, None)
+
+
 class Observed:
     """All of it."""
 
     def __init__(self) -> None:
         self.proplets: Rings[PropletMetrics] = Rings(MEASUREMENTS, SUBJECTS)
         self.tasks: Rings[TaskMetrics] = Rings(MEASUREMENTS, SUBJECTS)
+        self.states = States()
         self.logs = Logs()
 
     def forget_task(self, uid: str) -> None:
         """A task was deleted."""
         self.tasks.forget(uid)
+        self.states.forget(uid)
         self.logs.forget(uid)

@@ -201,6 +201,10 @@ class Control(Protocol):
         """Return a task's last metrics, oldest first; bounded, in memory."""
         ...
 
+    def task_states(self, uid: str) -> Mapping[str, tuple[int | None, str]]:
+        """Return, by proplet, of which attempt and in what words it last said where a task stands; see `observed`."""
+        ...
+
     def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
         """Return a task's last output after the number `since`, oldest first; bounded, in memory."""
         ...

@@ -49,6 +49,11 @@ class Steering:
         control = self._current()
         return control.task_metrics(uid) if control else ()
 
+    def task_states(self, uid: str) -> Mapping[str, tuple[int | None, str]]:
+        """See `Controller`."""
+        control = self._current()
+        return control.task_states(uid) if control else {}
+
     def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
         """See `Controller`."""
         control = self._current()

@@ -35,6 +35,7 @@ class FakeControl:
     alive: dict[str, Liveness] = field(default_factory=dict)
     proplets_metrics: dict[str, Sequence[PropletMetrics]] = field(default_factory=dict)
     tasks_metrics: dict[str, Sequence[TaskMetrics]] = field(default_factory=dict)
+    tasks_states: dict[str, Mapping[str, tuple[int | None, str]]] = field(default_factory=dict)
     logs: dict[str, Sequence[LogLines]] = field(default_factory=dict)
 
     async def start(self, uid: str) -> Task:
@@ -86,6 +87,9 @@ class FakeControl:
 
     def task_metrics(self, uid: str) -> Sequence[TaskMetrics]:
         return self.tasks_metrics.get(uid, ())
+
+    def task_states(self, uid: str) -> Mapping[str, tuple[int | None, str]]:
+        return self.tasks_states.get(uid, {})
 
     def task_logs(self, uid: str, since: int = 0) -> Sequence[Printed]:
         numbered = enumerate(self.logs.get(uid, ()), 1)

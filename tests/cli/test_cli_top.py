@@ -21,7 +21,7 @@ from proplet.agent.wire import (
     TaskMetrics,
     TaskSample,
 )
-from proplet.manager.model import Meta, Proplet, PropletStatus
+from proplet.manager.model import Key, Kind, Meta, Proplet, PropletStatus
 from proplet.manager.phases import Phase
 from proplet.manager.ports import Liveness
 from tests.api.fakes import Node
@@ -94,6 +94,15 @@ async def test_a_broadcast_task_has_a_line_for_each_proplet_that_measures_it(bus
     busy.control.tasks_metrics[task.id] = both
     rows = [line.split()[:2] for line in (await proplet(home, "top")).out.splitlines() if line.startswith("calm")]
     assert rows == [["calm", "pi-2"], ["calm", "pi-1"]]
+
+
+async def test_a_task_stands_where_its_device_says_that_it_does(busy: Node, home: Path) -> None:
+    for name, attempt, state in (("hot", 2, "crash_loop"), ("calm", 1, "waiting"), ("new", None, "deployed")):
+        task = await busy.store.get(Kind.TASK, Key(name))
+        busy.control.tasks_states[task.meta.uid] = {"pi-1": (attempt, state), "pi-2": (2, "serving")}
+    rows = {line.split()[0]: line.split()[2] for line in (await proplet(home, "top")).out.splitlines()}
+    assert (rows["hot"], rows["new"]) == ("crash_loop", "deployed")
+    assert rows["calm"] == "running", "what was said of an earlier attempt is not said of this one"
 
 
 async def test_describe_tells_what_a_task_that_runs_uses(busy: Node, home: Path) -> None:

@@ -165,6 +165,7 @@ async def test_why_a_daemon_waits_is_in_its_message_until_it_runs_again(node: No
     await node.until("d", lambda t: t.status.phase is Phase.RUNNING)
     why = "restarted 5 times, next in 16 s: exit status 1"
     pi.say(Progress(pi.id, task.id, 1, "crash_loop", message=why))
+    assert node.controller.task_states(task.id) == {pi.id: (1, "crash_loop")}
     told = await node.until("d", lambda t: t.status.message == why)
     assert told.status.phase is Phase.RUNNING
     (started,) = (c for c in told.status.conditions if c.type == "Started")

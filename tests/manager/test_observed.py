@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proplet.agent.wire import LogLines
-from proplet.manager.observed import Logs, Rings
+from proplet.manager.observed import Logs, Rings, States
 
 
 def test_only_the_last_values_of_a_subject_are_kept() -> None:
@@ -83,3 +83,17 @@ async def test_who_waits_for_more_is_woken_by_it_and_by_the_end_of_all() -> None
                 tasks.start_soon(logs.grown, "t")
                 await anyio.wait_all_tasks_blocked()
                 happens()
+
+
+def test_where_a_task_stands_is_known_by_proplet_and_of_so_many_tasks() -> None:
+    states = States(most=2)
+    for proplet, state in (("a", "waiting"), ("b", "running"), ("a", "crash_loop")):
+        states.add("t", proplet, 1, state)
+    assert states.of("t") == {"a": (1, "crash_loop"), "b": (1, "running")}
+    states.forget("t", "a")
+    assert states.of("t") == {"b": (1, "running")}
+    for task in ("u", "v"):
+        states.add(task, "a", None, "deployed")
+    assert states.of("t") == {}
+    states.forget("u")
+    assert (states.of("u"), states.of("v")) == ({}, {"a": (None, "deployed")})

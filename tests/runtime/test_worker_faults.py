@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from proplet.agent.ports import Outcome
+from proplet.agent.runtime_outcome import obituary
 from proplet.agent.runtime_ticket import Ticket
 from proplet.agent.wire import Reason
 from proplet.agent.worker_frames import encode
@@ -370,3 +371,16 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return "Z"
+
+
+@pytest.mark.parametrize(
+    ("end", "given", "refused", "line"),
+    [
+        ("killed by SIGKILL", 2, False, "a worker was killed by SIGKILL after 2 jobs were given to it"),
+        ("exit status 1", 0, False, "a worker ended with exit status 1 before any job was given to it"),
+        ("sent nonsense: x", 1, False, "a worker sent nonsense: x after a job was given to it"),
+        ("the WebAssembly engine cannot be used here: no memory", 1, True, "a worker could not begin: the WebAssembly"),
+    ],
+)
+def test_the_log_says_in_a_sentence_how_a_worker_ended(end: str, given: int, *, refused: bool, line: str) -> None:
+    assert obituary(end, given, refused=refused).startswith(line)
