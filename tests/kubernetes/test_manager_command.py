@@ -294,7 +294,7 @@ def command(*arguments: str, **environ: str) -> tuple[int, str]:
     [
         ([], 78, "no broker: give --mqtt-address"),
         (["--mqtt-address=tcp://b:1883"], 78, "mqtt.domain: is missing"),
-        (["--no-such-flag"], 2, "unrecognized arguments"),
+        (["--no-such-flag"], 2, "there is no flag `--no-such-flag`"),
         (["--mqtt-address=tcp://b", "--domain-id=d", "--channel-id=c", "--health-probe-bind-address=x"], 78,
          "--health-probe-bind-address: kubernetes.health_address: "),
         (["--mqtt-address=tcp://b", "--domain-id=d", "--channel-id=c", "--namespace=No"], 78,

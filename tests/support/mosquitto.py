@@ -101,8 +101,12 @@ class MosquittoServer:
 
     def _end(self, sig: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(sig)
-            self._process.wait(10)
+            deadline = time.monotonic() + 10
+            while self._process.poll() is None:
+                assert time.monotonic() < deadline, f"mosquitto did not end at {sig.name}"
+                # Again: one that has begun to listen a moment ago may still forget a signal.
+                self._process.send_signal(sig)
+                self._process_wait(1.0)
             self._process = None
 
     def freeze(self) -> None:
