@@ -151,10 +151,14 @@ class Programs:
         if live.job.daemon:
             await self._follow(live, invocation)
         else:
-            async with self._slots:
-                if live.ending is not None:
-                    return refused(live)
+            with live.waiting:
+                await self._slots.acquire()
+            if live.waiting.cancelled_caught:
+                return refused(live)
+            try:
                 await self._follow(live, invocation)
+            finally:
+                self._slots.release()
         return ended(live)
 
     # --- both -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ _FOREVER: Final = float("inf")
 class Live:
     """A job from its arrival to its outcome. `port` is where it is to serve, None if it only runs.
 
-    `ending` is why it is being ended; `code` how the child ended; `measured` what it used, seen before its end.
+    `ending` is why it is being ended, and `waiting` what that cuts short before its child is there; `code` how the
+    child ended; `measured` what it used, seen before its end.
     """
 
     job: Job
@@ -45,6 +46,7 @@ class Live:
     said: dict[str, bytearray] = field(default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()})
     tail: bytearray = field(default_factory=bytearray)
     child: ProgramChild | None = None
+    waiting: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     _kill_at: float = _FOREVER
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _watch: Watch | None = None
@@ -74,6 +76,7 @@ class Live:
         if self.ending is not None:
             return
         self.ending, self.why = reason, why
+        self.waiting.cancel()
         if self.child is not None:
             self.child.send(signal.SIGINT if self.serves and not now else signal.SIGKILL)
             self._kill_at = time.monotonic() + self.settings.stop_s
