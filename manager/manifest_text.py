@@ -83,7 +83,7 @@ def _measure(value: Any) -> None:
 class _Value:
     """A value as it was written: `size` counts the values in it and `height` its levels, aliases spelled out.
 
-    `merges` is a bare ``<<``, which as a key would take the fields of another mapping; in quotes it is a key like others.
+    `merges` is a bare ``<<``, which as a key would take the fields of another mapping; quoted it is a key like others.
     """
 
     plain: Any
