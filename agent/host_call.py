@@ -25,6 +25,7 @@ _TABLES: Final = 16
 _STDERR_LINES: Final = 3
 _FRAMES: Final = 3
 _NO_FUEL_LIMIT: Final = 2**63 - 1
+_TOO_MUCH: Final = ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")
 _SHOWN_EXPORTS: Final = 20
 # As guests say it that are refused memory: Rust, C, Python, Go.
 _OUT_OF_MEMORY: Final = ("memory allocation of", "out of memory", "cannot allocate", "memoryerror")
@@ -52,6 +53,11 @@ class Guest:
     command: bool = False
     fuel: int | None = None  # its limit, once it has that
 
+    def give_fuel(self) -> None:
+        """Let its store, whose engine counts fuel, have what the order says."""
+        self.fuel = self.order.fuel
+        self.store.set_fuel(_NO_FUEL_LIMIT if self.order.fuel is None else self.order.fuel)
+
     def fuel_used(self) -> int | None:
         """Return what it has used of the fuel it was given; None if it was given none."""
         return None if self.fuel is None else self.fuel - self.store.get_fuel()
@@ -77,8 +83,7 @@ def enter(guest: Guest, loaded: Loaded) -> str | None:
         memory_size=order.memory_bytes, table_elements=_TABLE_ELEMENTS, instances=1, tables=_TABLES, memories=1
     )
     if order.metered:
-        guest.fuel = order.fuel
-        store.set_fuel(_NO_FUEL_LIMIT if order.fuel is None else order.fuel)
+        guest.give_fuel()
     if loaded.uses_wasi:
         give_wasi(guest)
     obey_ticks(store, guest.run)
@@ -107,15 +112,25 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
         return cancelled(guest)
     if isinstance(fault, Trap):
         if fault.trap_code == TrapCode.OUT_OF_FUEL:
-            return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
+            return out_of_fuel(guest)
         cause = _trap_text(fault)
         what = f"{cause}{limit_hint(guest, cause)}{said(guest)}"
         return GuestError("trap", f"Failed to call function '{order.export}': {what}")
     message = " ".join(str(fault).split())
-    if "exceeds memory limits" in message or "exceeds table limits" in message or "resource limit exceeded" in message:
+    if asks_too_much(message):
         allowed = f"{order.memory_bytes} bytes (limits.memory), {_TABLES} tables of {_TABLE_ELEMENTS} elements together"
         return GuestError("memory_limit", f"{message}; it may have {allowed}")
     return GuestError("trap", f"Failed to call function '{order.export}': {message}")
+
+
+def out_of_fuel(guest: Guest) -> GuestError:
+    """It has used up its fuel."""
+    return GuestError("cpu_limit", f"it used up its {guest.order.fuel or 0} units of fuel")
+
+
+def asks_too_much(message: str) -> bool:
+    """Whether the engine's `message` says that a module needs more than its store may have, before it runs."""
+    return any(words in message for words in _TOO_MUCH)
 
 
 def _entry(loaded: Loaded, wanted: str) -> tuple[str, Signature]:

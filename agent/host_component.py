@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from proplet.agent import component_exports, host_ffi, host_wit, wave
-from proplet.agent.host_call import Guest, GuestError, cancelled, exited, give_wasi, limit_hint, said
+from proplet.agent.host_call import (
+    Guest,
+    GuestError,
+    asks_too_much,
+    cancelled,
+    exited,
+    give_wasi,
+    limit_hint,
+    out_of_fuel,
+    said,
+)
 from proplet.agent.host_interfaces import UNDEFINED, LoadedComponent
 from proplet.agent.host_watch import obey_ticks
 from proplet.agent.wave_values import Err
@@ -20,9 +30,7 @@ _TABLES: Final = 50
 _TABLE_ELEMENTS: Final = 200_000
 _FRAMES: Final = 3
 _FRAME: Final = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (.+)$", re.MULTILINE)
-_TOO_MUCH: Final = ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")
 _TRAPPED: Final = "error while executing"
-_NO_FUEL_LIMIT: Final = 2**63 - 1
 
 
 def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
@@ -55,8 +63,7 @@ def enter(guest: Guest, loaded: LoadedComponent) -> str | None:
         memories=memories,
     )
     if order.metered:
-        guest.fuel = order.fuel
-        store.set_fuel(_NO_FUEL_LIMIT if order.fuel is None else order.fuel)
+        guest.give_fuel()
     if loaded.uses_wasi:
         give_wasi(guest)
         if order.http and loaded.uses_http:
@@ -93,7 +100,7 @@ def explain(guest: Guest, fault: Exception) -> GuestError | None:
     # What stands before it are names of functions, which the guest chose.
     frames, _, cause = str(fault).rpartition("Caused by:")
     if "all fuel consumed" in cause:
-        return GuestError("cpu_limit", f"it used up its {order.fuel or 0} units of fuel")
+        return out_of_fuel(guest)
     if "too much data is being copied" in cause:  # what crosses at once is bounded by the engine, some 100 MiB
         return GuestError("output_limit", f"'{order.export}' handed over too much data at once")
     if UNDEFINED in cause:
@@ -137,7 +144,7 @@ def _refused(guest: Guest, message: str) -> GuestError | None:
     """Return why it could not even be instantiated."""
     if "a matching implementation was not found in the linker" in message:
         return GuestError("missing_import", f"{message}; WASI 0.2 is what is provided here")
-    if any(words in message for words in ("exceeds memory limits", "exceeds table limits", "resource limit exceeded")):
+    if asks_too_much(message):
         allowed = (
             f"{guest.order.memory_bytes} bytes (limits.memory), {_TABLES} tables of {_TABLE_ELEMENTS} elements each"
         )
