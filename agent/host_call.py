@@ -71,6 +71,7 @@ def enter(guest: Guest, loaded: Loaded) -> str | None:
         Trap, WasmtimeError: it ended otherwise than by returning; see `explain`.
     """
     order, store = guest.order, guest.store
+    guest.run.memory_bytes = 0  # until it is instantiated
     name, signature = _entry(loaded, order.export)
     guest.command = loaded.uses_wasi and name == _START and signature == _NOTHING
     values: list[int | float] = []
@@ -89,6 +90,7 @@ def enter(guest: Guest, loaded: Loaded) -> str | None:
     obey_ticks(store, guest.run)
     if guest.run.cancelled is not None:  # before there was a store that could have seen the tick
         raise cancelled(guest)
+    guest.run.memory_bytes = None
     instance = loaded.instance_pre.instantiate(store)
     handle = host_ffi.context(store)
     guest.run.memories = [host_ffi.export(handle, instance, memory).memory for memory in loaded.memories]

@@ -127,12 +127,32 @@ async def test_a_sleeping_guest_is_stopped_at_once(node: Any) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
-            await node.running(export)
+            while not (await node.running(export))[export].memory_bytes:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
             began = time.monotonic()
             node.runtime.stop(export)
         assert time.monotonic() - began < 1
         assert outcomes[0].reason is Reason.STOPPED
         assert outcomes[0].peak_memory_bytes == 65536
+
+
+async def test_the_memory_of_a_guest_is_known_even_if_it_is_stopped_before_it_has_any(node: Any) -> None:
+    jobs = [await node.job("sleeper", "_start", key=f"early-{number}") for number in range(20)]
+    outcomes = []
+
+    async def run(job: Any) -> None:
+        outcomes.append(await node.runtime.run(job))
+
+    async with anyio.create_task_group() as tasks:
+        for number, job in enumerate(jobs):
+            tasks.start_soon(run, job)
+            for _ in range(number):
+                await anyio.sleep(0)
+            while len(outcomes) <= number:
+                node.runtime.stop(job.key)  # not heard before the runtime knows of the job
+                await anyio.sleep(0.001)
+    assert {outcome.reason for outcome in outcomes} == {Reason.STOPPED}
+    assert {outcome.memory_note for outcome in outcomes} == {None}
 
 
 async def test_sleep_counts_as_wall_time_and_not_as_cpu_time(node: Any) -> None:
