@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from proplet.agent.wire import DirectoryGrant, Permissions, Reason
@@ -147,7 +148,7 @@ async def test_the_memory_of_a_guest_is_known_even_if_it_is_stopped_before_it_ha
         for number, job in enumerate(jobs):
             tasks.start_soon(run, job)
             for _ in range(number):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             while len(outcomes) <= number:
                 node.runtime.stop(job.key)  # not heard before the runtime knows of the job
                 await anyio.sleep(0.001)
