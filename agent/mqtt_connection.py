@@ -194,6 +194,9 @@ class Connection:
         self._paho_receive = type(paho)._sock_recv.__get__(paho)
         paho.loop_read = self._read_all
         self._paho_loop_read = type(paho).loop_read.__get__(paho)
+        # aiomqtt would add a writer for a number that may be another's by then: a refused connection is closed at once.
+        paho.on_socket_register_write = self._on_first_write
+        paho.on_socket_unregister_write = self._on_written
         paho.on_message = self._on_message
         paho.on_publish = self._on_publish
         paho.on_subscribe = self._on_subscribe
@@ -212,7 +215,6 @@ class Connection:
                     failure = error
             if failure is None and not self._lost.done():
                 self._paho.on_socket_register_write = self._on_want_write
-                self._paho.on_socket_unregister_write = self._on_written
             self._greeted = True
             tasks.cancel_scope.cancel()
         if isinstance(failure, MqttConnectError):
@@ -226,9 +228,12 @@ class Connection:
         try:
             await anyio.sleep_forever()
         finally:
-            if not self._greeted and self._sock is not None:
-                with suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
+            self._cut_unless_greeted()
+
+    def _cut_unless_greeted(self) -> None:
+        if not self._greeted and self._sock is not None:
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     async def _subscribe(self, subscriptions: Sequence[tuple[str, int]]) -> None:
         if not subscriptions:
@@ -335,6 +340,9 @@ class Connection:
             code = self._paho_loop_read()
         return code
 
+    def _on_first_write(self, *_paho: Any) -> None:
+        self._loop.call_soon_threadsafe(self._flush)  # CONNECT is written in a thread
+
     def _on_want_write(self, *_paho: Any) -> None:
         self._loop.call_soon(self._flush)
 
@@ -345,6 +353,7 @@ class Connection:
             self._paho.loop_write()
         except Exception as error:  # noqa: BLE001 - whatever paho stumbles over, the connection is done for
             self._end(f"writing failed: {error}")
+            self._cut_unless_greeted()
             return
         if self._paho.want_write() and not self._writing and self._paho._sock is not None:
             self._writing = True
