@@ -126,6 +126,9 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
             insecure=given.insecure,
             username=given.username,
             password=given.password.reveal() if given.password else None,
+            client_cert_file=given.client_cert_file,
+            client_key_file=given.client_key_file,
+            mirrors=given.mirrors,
         )
         for host, given in settings.registries.items()
     }
@@ -139,6 +142,9 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
             use_docker_config=modules.use_docker_config,
             total_timeout_s=modules.pull_timeout_s,
             max_module_bytes=modules.max_module_size_bytes,
+            signature_policy=modules.signature_policy,
+            signed_only=modules.signed_only,
+            local_url_hosts=modules.local_url_hosts,
         ),
         max_module_bytes=modules.max_module_size_bytes,
         cache_bytes=modules.cache_size_bytes,
@@ -153,6 +159,7 @@ def shell_settings(settings: NodeSettings) -> ShellSettings:
     return ShellSettings(
         NodeLimits(_limits(settings.agent.limits), _limits(settings.agent.ceilings)),
         ceiling_of(settings),
+        pull_policy=settings.modules.pull_policy,
         invocations=InvocationBounds(open=settings.runtime.max_invocations),
     )
 
