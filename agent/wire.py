@@ -83,6 +83,7 @@ class Reason(Enum):
     INVALID_ARGUMENTS = "invalid_arguments"
     MODULE_UNAVAILABLE = "module_unavailable"
     DIGEST_MISMATCH = "digest_mismatch"
+    UNTRUSTED = "untrusted"
     NOT_SUPPORTED = "not_supported"
     PERMISSION_DENIED = "permission_denied"
     SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 - a word for what is missing
