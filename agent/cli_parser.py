@@ -297,6 +297,9 @@ def _image_commands(add: Add) -> None:
     export.add_argument("-f", "--file", metavar="FILE", required=True, help="the archive, or - for standard output")
     export.add_argument("images", metavar="IMAGE", nargs="+", help="images of the store")
     bring = action("import", "cli_image_archive:bring", "read images and their signatures from an archive", output=True)
+    bring.add_argument(
+        "--name", metavar="REPOSITORY", help="for images that have only a tag in there (default: localhost/FILE's name)"
+    )
     bring.add_argument("file", metavar="FILE", help="an OCI layout archive, or a directory, or - for standard input")
 
 

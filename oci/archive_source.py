@@ -179,7 +179,8 @@ class _Head:
 
     def read(self, size: int = -1) -> bytes:
         if self._left:
-            data, self._left = self._left, b""
+            cut = len(self._left) if size < 0 else size
+            data, self._left = self._left[:cut], self._left[cut:]
         else:
             data = self._stream.read(size if size >= 0 else _CHUNK) or b""
         self.count += len(data)
