@@ -127,6 +127,16 @@ class Connection:
         finally:
             self._published.pop(info.mid, None)
 
+    def listen(self, topic: str) -> None:
+        """Subscribe to one more topic; what is published afterwards over this connection is behind it."""
+        if not self._lost.done():
+            self._paho.subscribe(topic, 1)
+
+    def leave(self, topic: str) -> None:
+        """End such a subscription, also one of an earlier connection."""
+        if not self._lost.done():
+            self._paho.unsubscribe(topic)
+
     def acknowledge(self, packet_id: int) -> None:
         """Note it, and acknowledge to the broker whatever is now complete, in order of arrival (MQTT 3.1.1, 4.6)."""
         arrived = self._arrived

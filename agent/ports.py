@@ -42,11 +42,15 @@ class StorageError(Exception):
 
 
 class ModuleError(Exception):
-    """A module cannot be had or cannot be used; `reason` goes into the result, the message to the person."""
+    """A module cannot be had or cannot be used; `reason` goes into the result, the message to the person.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    `cause` is what `proplet.oci.errors` calls it, where it comes from there.
+    """
+
+    def __init__(self, reason: Reason, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.cause = cause
 
 
 class ModuleKind(Enum):
@@ -61,6 +65,7 @@ class ModuleWanted:
     """Which module a task needs: stored bytes by `module_digest`, or an image by `image_url`.
 
     `metered` compiles it with fuel counting, which a job with a fuel limit needs and every other one pays for.
+    `handed_out`: whoever wants it hands out images over MQTT, on the proplet's own topic.
     """
 
     module_digest: str | None = None
@@ -68,6 +73,7 @@ class ModuleWanted:
     image_digest: str | None = None
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     metered: bool = False
+    handed_out: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

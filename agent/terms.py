@@ -146,4 +146,5 @@ def wanted_by(effect: Prepare, default: PullPolicy, node: NodeLimits) -> ModuleW
         ext.image_digest,
         policy,
         metered=granted(start, node).fuel is not None,
+        handed_out="modules" in ext.topics,
     )
