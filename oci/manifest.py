@@ -33,12 +33,16 @@ _MAX_SIZE = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A pointer to some bytes: what they are, their digest and their size."""
+    """A pointer to some bytes: what they are, their digest and their size.
+
+    ``artifact_type``: what a manifest is for, in indexes and answers of the referrers API; "" where it does not say.
+    """
 
     media_type: str
     digest: Digest
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
 
     @property
     def title(self) -> str:
@@ -199,7 +203,8 @@ def _descriptor(item: object, what: str) -> Descriptor:
         digest = Digest.parse(str(item.get("digest", "")))
     except InvalidDigest as error:
         raise InvalidManifest(f"the manifest's {what}: {error}") from None
-    return Descriptor(media_type, digest, size, _annotations(item))
+    kind = item.get("artifactType")
+    return Descriptor(media_type, digest, size, _annotations(item), kind if isinstance(kind, str) else "")
 
 
 def _annotations(item: dict[str, Any]) -> dict[str, str]:
