@@ -28,7 +28,9 @@ from proplet.agent.fetch import open_modules
 from proplet.agent.journal import open_journal
 from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.link_parts import link_settings, topics_of
-from proplet.agent.mqtt import open_link
+from proplet.agent.module_requests import ModuleRequests
+from proplet.agent.module_storing import ModulesOverMqtt
+from proplet.agent.mqtt import LinkEvent, open_link
 from proplet.agent.ports import Link, StorageError
 from proplet.agent.presence import Presence
 from proplet.agent.program_runtime import open_programs
@@ -275,9 +277,12 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
         log.error("no task can run: %s", refused)
     topics, about = topics_of(settings), parts.presence_settings(settings)
     mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
+    requests = ModuleRequests(parts.request_settings(settings), topics, about.proplet_id)
     async with (
         open_journal(settings.node.state_dir / "journal.db", kept) as journal,
-        open_modules(parts.modules_settings(settings)) as modules,
+        open_modules(
+            parts.modules_settings(settings), ModulesOverMqtt(requests, settings.modules.over_mqtt.value)
+        ) as modules,
         open_runtime(parts.runtime_settings(settings), modules) as workers,
         open_programs(parts.program_settings(settings), workers, settings.agent.max_running) as runtime,
     ):
@@ -293,6 +298,11 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
             presence=presence,
         )
         will = parts.will_of(topics, about)
+
+        def hear(event: LinkEvent) -> None:
+            if not requests.take(event):
+                shell.put(event)
+
         counted.agent = AgentMetrics(
             presence.meters,
             vitals,
@@ -303,8 +313,9 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
         )
         async with (
             open_metrics(settings.agent.metrics_address, counted.agent),
-            open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, shell.put) as link,
+            open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, hear) as link,
         ):
+            requests.open(link)
             try:
                 async with _served(shell, link):
                     yield shell

@@ -26,11 +26,12 @@ Tell = Callable[[str, int, int], None]
 
 
 class BuildError(Exception):
-    """The request cannot be fulfilled; `reason` is a value of `wire.Reason`."""
+    """The request cannot be fulfilled; `reason` is a value of `wire.Reason`, `cause` an `OciError`'s, if it was one."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.cause = cause
 
 
 def main() -> None:
@@ -49,9 +50,9 @@ def _serve(kind: int, fields: dict[str, Any], tell: Tell) -> list[Any]:
     try:
         return [BUILT, _pull(fields, tell) if kind == PULL else _compile(fields, tell)]
     except BuildError as error:
-        return [REFUSED, error.reason, str(error)]
+        return [REFUSED, error.reason, str(error), error.cause]
     except MemoryError:
-        return [REFUSED, "memory_limit", "out of memory"]
+        return [REFUSED, "memory_limit", "out of memory", ""]
 
 
 def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
             progress=progress,
         )
     except OciError as error:
-        raise BuildError(_REASONS.get(error.reason, "module_unavailable"), str(error)) from error
+        raise BuildError(_REASONS.get(error.reason, "module_unavailable"), str(error), error.reason) from error
     return {"image_digest": str(pulled.manifest_digest), "module_digest": str(pulled.module_digest)}
 
 

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,6 +27,7 @@ from proplet.agent.builder_sections import COMPONENT_LAYER
 from proplet.agent.cache import CompileCache, Record
 from proplet.agent.engines import CRANELIFT
 from proplet.agent.fetch_builders import Builders
+from proplet.agent.module_storing import ModulesOverMqtt
 from proplet.agent.ports import (
     Artefact,
     ModuleError,
@@ -80,8 +82,10 @@ class ModulesSettings:
 
 
 @asynccontextmanager
-async def open_modules(settings: ModulesSettings) -> "AsyncIterator[StoredModules]":
-    """Yield the modules of this node; at the end no builder is left.
+async def open_modules(
+    settings: ModulesSettings, over_mqtt: ModulesOverMqtt | None = None
+) -> "AsyncIterator[StoredModules]":
+    """Yield the modules of this node; at the end no builder is left. `over_mqtt` is asked as its settings say.
 
     Raises:
         StorageError: the store cannot be opened.
@@ -92,7 +96,7 @@ async def open_modules(settings: ModulesSettings) -> "AsyncIterator[StoredModule
         raise StorageError(str(error)) from error
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        modules = StoredModules(settings, layout, tasks)
+        modules = StoredModules(settings, layout, tasks, over_mqtt)
         try:
             yield modules
         except Exception as error:  # noqa: BLE001  kept out of the task group, which would wrap it
@@ -123,8 +127,15 @@ class _Flight:
 class StoredModules(Modules):
     """Made by `open_modules`."""
 
-    def __init__(self, settings: ModulesSettings, layout: OciLayout, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        settings: ModulesSettings,
+        layout: OciLayout,
+        tasks: TaskGroup,
+        over_mqtt: ModulesOverMqtt | None = None,
+    ) -> None:
         self._settings = settings
+        self._over_mqtt = over_mqtt
         self._layout = layout
         self._tasks = tasks
         self._cache = CompileCache(settings.cache_dir, settings.cache_bytes, settings.engine)
@@ -286,7 +297,11 @@ class StoredModules(Modules):
                 "store_dir": str(self._layout.root),
                 "settings": pickle.dumps(registry),
             }
-            pulled = await self._builders.pull(fields, tell)
+            if self._over_mqtt is None:
+                pulled = await self._builders.pull(fields, tell)
+            else:
+                pull = partial(self._builders.pull, progress=tell)
+                pulled = await self._over_mqtt.pull(wanted, fields, pull, self._layout, tell)
             found = (str(pulled["image_digest"]), str(pulled["module_digest"]))
             state = self._index_state()
         if state != self._index_seen:

@@ -8,6 +8,7 @@ from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
 from proplet.agent.invocations import InvocationBounds
 from proplet.agent.log_feed import LogSettings
+from proplet.agent.module_requests import RequestSettings
 from proplet.agent.mqtt_model import Will
 from proplet.agent.ports import GuestLimits
 from proplet.agent.presence import PresenceSettings
@@ -29,7 +30,8 @@ WORKER_QUEUE = 4  # runs prepared while all slots are taken, so that a slot is n
 def subscriptions(topics: Topics, proplet_id: str) -> list[tuple[str, int]]:
     """What a proplet listens to, always at QoS 1: the shared commands, its own, and managers' hellos."""
     shared = [topics.build(r) for r in (Route.START, Route.STOP, Route.INVOKE, Route.HELLO)]
-    own = [topics.build(r, proplet_id) for r in (Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE)]
+    routes = (Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE, Route.OWN_MODULE_CHUNK)
+    own = [topics.build(r, proplet_id) for r in routes]
     return [(topic, 1) for topic in shared + own]
 
 
@@ -151,6 +153,16 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
         compile_memory_bytes=modules.compile_memory_bytes,
         compile_timeout_s=modules.compile_timeout_s,
         engine=settings.runtime.engine.value,
+    )
+
+
+def request_settings(settings: NodeSettings) -> RequestSettings:
+    """How images are asked for over MQTT."""
+    return RequestSettings(
+        directory=settings.node.state_dir / "modules",
+        timeout_s=settings.modules.mqtt_timeout_s,
+        max_module_bytes=settings.modules.max_module_size_bytes,
+        max_packet_bytes=settings.mqtt.max_packet_size_bytes,
     )
 
 
