@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 import anyio
 from anyio.abc import Process, TaskGroup
 
-from proplet.oci.child import MODULE, Request
+from proplet.oci.child import MODULE, SIGNATURES, Request
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidDigest
 from proplet.oci.settings import RegistrySettings
@@ -82,6 +82,14 @@ class Images(Protocol):
         """
         ...
 
+    async def fetch_signatures(self, image: str) -> None:
+        """Bring the signatures of an image, named with its digest, into the store, where it has any.
+
+        Raises:
+            ImageError: nobody can say whether it has.
+        """
+        ...
+
     def blob(self, digest: str) -> Path | None:
         """Return the file of a blob of the store, unread; None where there is none, or `digest` is no digest."""
         ...
@@ -131,7 +139,7 @@ class _Flight:
         self.done = anyio.Event()
         self.scope = anyio.CancelScope()
         self.waiting = 0
-        self.image: StoredImage | None = None
+        self.answer: dict[str, Any] | None = None
         self.error: ImageError | None = None
 
 
@@ -140,6 +148,7 @@ class PulledImages(Images):
 
     def __init__(self, settings: ImagesSettings, tasks: TaskGroup) -> None:
         self._settings = settings
+        self._store_dir = settings.store_dir.absolute()
         self._tasks = tasks
         self._flights: dict[_Key, _Flight] = {}
         self._turns = anyio.Semaphore(settings.children)
@@ -152,60 +161,7 @@ class PulledImages(Images):
 
     async def fetch(self, image: str, digest: str | None = None, *, policy: str = "IfNotPresent") -> StoredImage:
         """Pull through a child; see the port."""
-        key = (image, digest, policy)
-        flight = self._flights.get(key)
-        if flight is None:
-            if len(self._flights) >= self._settings.children + self._settings.waiting:
-                raise ImageError("busy", "too many images are being pulled: ask again later")
-            flight = self._flights[key] = _Flight()
-            self._tasks.start_soon(self._fly, key, flight)
-        flight.waiting += 1
-        try:
-            await flight.done.wait()
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.done.is_set():
-                flight.scope.cancel()
-                self._forget(key, flight)
-        if flight.error is not None:  # anew for each who waits: one object would collect all their tracebacks
-            raise ImageError(flight.error.reason, str(flight.error)) from flight.error
-        assert flight.image is not None
-        return flight.image
-
-    def blob(self, digest: str) -> Path | None:
-        """Look for a file; see the port."""
-        try:
-            known = Digest.parse(digest)
-        except InvalidDigest:
-            return None
-        path = self._settings.store_dir / "blobs" / known.algorithm / known.hex
-        return path if path.is_file() else None
-
-    def _forget(self, key: _Key, flight: _Flight) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-
-    async def _fly(self, key: _Key, flight: _Flight) -> None:
-        try:
-            with flight.scope:
-                async with self._turns:
-                    flight.image = await self._ask(*key)
-        except ImageError as error:
-            flight.error = error
-        except Exception as error:  # a defect of ours must end those who wait here, not the node
-            log.exception("an image could not be pulled")
-            flight.error = ImageError("internal", f"internal error while pulling an image: {error!r}")
-        finally:
-            if flight.image is None and flight.error is None:
-                flight.error = ImageError("interrupted", f"pulling {key[0][:300]} was interrupted")
-            self._forget(key, flight)
-            flight.done.set()
-
-    async def _ask(self, image: str, digest: str | None, policy: str) -> StoredImage:
-        request = Request(image, digest, policy, self._settings.store_dir.absolute(), self._settings.registry)
-        answer = await self._child(request.encode())
-        if "reason" in answer:
-            raise ImageError(str(answer["reason"]), str(answer["message"]))
+        answer = await self._joined(Request(image, digest, policy, self._store_dir, self._settings.registry))
         return StoredImage(
             reference=answer["reference"],
             digest=answer["digest"],
@@ -216,6 +172,67 @@ class PulledImages(Images):
             media_type=answer["media_type"],
             signer=answer["signer"],
         )
+
+    async def fetch_signatures(self, image: str) -> None:
+        """Fetch through a child; see the port."""
+        await self._joined(Request(image, None, SIGNATURES, self._store_dir, self._settings.registry))
+
+    async def _joined(self, request: Request) -> dict[str, Any]:
+        """Return the answer to a request, asked once however many wait for it."""
+        key = (request.image, request.digest, request.policy)
+        flight = self._flights.get(key)
+        if flight is None:
+            if len(self._flights) >= self._settings.children + self._settings.waiting:
+                raise ImageError("busy", "too many images are being pulled: ask again later")
+            flight = self._flights[key] = _Flight()
+            self._tasks.start_soon(self._fly, key, request, flight)
+        flight.waiting += 1
+        try:
+            await flight.done.wait()
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.done.is_set():
+                flight.scope.cancel()
+                self._forget(key, flight)
+        if flight.error is not None:  # anew for each who waits: one object would collect all their tracebacks
+            raise ImageError(flight.error.reason, str(flight.error)) from flight.error
+        assert flight.answer is not None
+        return flight.answer
+
+    def blob(self, digest: str) -> Path | None:
+        """Look for a file; see the port."""
+        try:
+            known = Digest.parse(digest)
+        except InvalidDigest:
+            return None
+        path = self._store_dir / "blobs" / known.algorithm / known.hex
+        return path if path.is_file() else None
+
+    def _forget(self, key: _Key, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _fly(self, key: _Key, request: Request, flight: _Flight) -> None:
+        try:
+            with flight.scope:
+                async with self._turns:
+                    flight.answer = await self._ask(request)
+        except ImageError as error:
+            flight.error = error
+        except Exception as error:  # a defect of ours must end those who wait here, not the node
+            log.exception("an image could not be pulled")
+            flight.error = ImageError("internal", f"internal error while pulling an image: {error!r}")
+        finally:
+            if flight.answer is None and flight.error is None:
+                flight.error = ImageError("interrupted", f"pulling {key[0][:300]} was interrupted")
+            self._forget(key, flight)
+            flight.done.set()
+
+    async def _ask(self, request: Request) -> dict[str, Any]:
+        answer = await self._child(request.encode())
+        if "reason" in answer:
+            raise ImageError(str(answer["reason"]), str(answer["message"]))
+        return answer
 
     async def _child(self, request: bytes) -> dict[str, Any]:
         """Start a child, hand it the request, return its answer; it has ended afterwards, whatever happens."""

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from proplet.oci.digest import Digest
-from proplet.oci.errors import OciError
+from proplet.oci.errors import InvalidReference, OciError
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import ImageManifest, parse_manifest, select_platform
 from proplet.oci.pull import PulledModule, PullPolicy, pull
+from proplet.oci.reference import Reference
 from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
 
 MODULE: Final = "proplet.oci.child"
+SIGNATURES: Final = "signatures"
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = 700
@@ -34,7 +36,11 @@ _MAX_DEPTH: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An image to pull: as `proplet.oci.pull.pull` takes it, in words. ``settings`` may hold passwords."""
+    """An image to pull: as `proplet.oci.pull.pull` takes it, in words. ``settings`` may hold passwords.
+
+    ``policy`` is a pull policy; or `SIGNATURES`, and then only the signatures of the image, which is named by its
+    digest, are brought into the store.
+    """
 
     image: str
     digest: str | None
@@ -61,6 +67,8 @@ def answer(request: Request) -> dict[str, Any]:
     """What became of the request: the fields of a stored image, or ``reason`` and ``message`` of what went wrong."""
     try:
         layout = OciLayout(request.store_dir)
+        if request.policy == SIGNATURES:
+            return _signatures(request, layout)
         pulled = pull(
             request.image,
             layout,
@@ -73,6 +81,18 @@ def answer(request: Request) -> dict[str, Any]:
         return {"reason": error.reason, "message": str(error)}
     except MemoryError:
         return {"reason": "too_large", "message": f"pulling {request.image[:200]} needs more memory than it may have"}
+
+
+def _signatures(request: Request, layout: OciLayout) -> dict[str, Any]:
+    from proplet.oci.sources import open_sources
+
+    from proplet.oci.signatures import fetch
+
+    reference = Reference.parse(request.image)
+    if reference.digest is None:
+        raise InvalidReference(f"{request.image}: signatures are those of a digest: name it")
+    with open_sources(reference, request.settings, lambda: False) as sources:
+        return {"names": list(fetch(reference, reference.digest, layout, sources))}
 
 
 def _described(pulled: PulledModule, layout: OciLayout) -> dict[str, Any]:
