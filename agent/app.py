@@ -54,6 +54,7 @@ class Node:
     broker_address: str
     broker_engine: str | None
     socket_path: Path | None
+    mirror_address: str | None  # of the registry that its store is, as image references have it
     alive: Callable[[], Awaitable[None]]
 
 
@@ -118,7 +119,7 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
             address = broker.address
         else:
             raise NodeError("no broker: set [mqtt] address, or run one here with a [broker] table")
-        socket_path = await _start_manager(
+        socket_path, mirror_address = await _start_manager(
             settings, stack, broker, _access(settings, identities, manager=True), address, counted=counted
         )
         shell = await stack.enter_async_context(_open_agent(settings, address, _access(settings, identities), counted))
@@ -127,6 +128,7 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
             broker_address=address,
             broker_engine=broker.engine if broker else None,
             socket_path=socket_path,
+            mirror_address=mirror_address,
             alive=lambda: _proof(shell),
         )
 
@@ -212,11 +214,12 @@ async def _start_manager(
     address: str,
     *,
     counted: Counted,
-) -> Path | None:
-    """Run the manager, if there is to be one; return the path of its API's socket."""
+) -> tuple[Path | None, str | None]:
+    """Run the manager, if there is to be one; return the path of its API's socket, and the address of its mirror."""
     if settings.manager is None:
-        return None
+        return None, None
     mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
+    from proplet.agent import app_images
     from proplet.manager.api import ApiError, ApiSettings
     from proplet.manager.api_routes import NodeState
     from proplet.manager.app import ManagerSettings, open_manager
@@ -244,13 +247,16 @@ async def _start_manager(
         tls_certificate=api.tls_cert_file,
         tls_key=api.tls_key_file,
     )
+    with as_node_errors(*app_images.ERRORS):
+        _images, mirror = await stack.enter_async_context(app_images.open_served_images(settings))
+    mirror_address = mirror.address if mirror else None
     if settings.kubernetes is not None:
         from proplet.agent.app_cluster import ERRORS, open_cluster, open_local_api
 
         with as_node_errors(*ERRORS, ApiError):
             reign = await stack.enter_async_context(open_cluster(settings, mqtt))
             await stack.enter_async_context(open_local_api(served, reign, about))
-        return given.socket
+        return given.socket, mirror_address
     wanted = ManagerSettings(
         mqtt=mqtt,
         topics=topics_of(settings),
@@ -263,7 +269,7 @@ async def _start_manager(
     )
     with as_node_errors(StoreError, ApiError):
         await stack.enter_async_context(open_manager(wanted, lambda: about))
-    return given.socket
+    return given.socket, mirror_address
 
 
 @asynccontextmanager

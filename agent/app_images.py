@@ -1,0 +1,49 @@
+"""The part of the application that serves modules to others: pulled for proplets, and the mirror of the store."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from proplet.agent import parts
+from proplet.agent.config_schema import MirrorTable, NodeSettings
+from proplet.manager.images import Images, ImagesSettings, open_images
+from proplet.manager.mirror import Mirror, MirrorError, MirrorSettings, open_mirror, without_own
+
+#: What keeps the mirror from starting.
+ERRORS: Final = (MirrorError,)
+
+
+def images_settings(settings: NodeSettings) -> ImagesSettings:
+    """How images are pulled for others: as the node pulls its own, but never from its own mirror."""
+    modules = parts.modules_settings(settings)
+    registry = modules.registry
+    if settings.manager is not None and (table := settings.manager.mirror) is not None:
+        registry = without_own(registry, table.host, table.port)
+    return ImagesSettings(modules.store_dir, registry)
+
+
+def mirror_settings(settings: NodeSettings, table: MirrorTable) -> MirrorSettings:
+    """Where the mirror listens and what it gives away."""
+    assert settings.manager is not None
+    return MirrorSettings(
+        store_dir=parts.modules_settings(settings).store_dir,
+        host=table.host,
+        port=table.port,
+        username=table.username,
+        password=table.password.reveal() if table.password else None,
+        tls_certificate=table.tls_cert_file,
+        tls_key=table.tls_key_file,
+        allow=settings.manager.images.allow,
+    )
+
+
+@asynccontextmanager
+async def open_served_images(settings: NodeSettings) -> AsyncIterator[tuple[Images, Mirror | None]]:
+    """Yield the images for others, and the mirror where one is configured. Raises one of `ERRORS`."""
+    async with open_images(images_settings(settings)) as images:
+        table = settings.manager.mirror if settings.manager is not None else None
+        if table is None:
+            yield images, None
+            return
+        async with open_mirror(mirror_settings(settings, table), images) as mirror:
+            yield images, mirror
