@@ -5,6 +5,7 @@ one module that is made ready to run.
 """
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TextIO
@@ -85,53 +86,70 @@ class _Lines:
 
 
 class _Bars:
-    """One bar for each transfer that lasts; they go away at the end, what was done stands on standard output."""
+    """One bar for each transfer that lasts; they go away at the end, what was done stands on standard output.
+
+    A timer makes the bar, so that it is there, too, while nothing at all arrives.
+    """
 
     def __init__(self, stream: TextIO, delay_s: float) -> None:
         self._stream = stream
         self._delay_s = delay_s
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
         self._bar: Any = None
         self._task: Any = None
         self._what = ""
-        self._began = self._told = 0.0
+        self._known: tuple[int, int | None] = (0, None)
+        self._began = self._shown = 0.0
 
     def begin(self, doing: str, name: str) -> None:
-        self._what, self._task = f"{doing} {one_line(name)}", None
-        self._began, self._told = time.monotonic(), 0.0
+        self._what, self._known = f"{doing} {one_line(name)}", (0, None)
+        self._began = time.monotonic()
+        self._timer = threading.Timer(self._delay_s, self._open)
+        self._timer.daemon = True
+        self._timer.start()
 
     def tell(self, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if self._task is None:
-            if now - self._began < self._delay_s:
-                return
-            self._open()
-            self._task = self._bar.add_task(self._what, total=total, amount="")
-        elif now - self._told < _EVERY_S and done != total:
-            return
-        self._told = now
-        speed = f", {size(done / (now - self._began))}/s" if done and now > self._began else ""
-        amount = f"{size(done)}{f' of {size(total)}' if total else ''}{speed}"
-        self._bar.update(self._task, completed=done, total=total, amount=amount)
+        self._known = (done, total)
+        if time.monotonic() - self._shown >= _EVERY_S or done == total:
+            with self._lock:
+                self._show()
 
     def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+            self._timer = None
         if self._task is not None:
             self._bar.update(self._task, visible=False)
             self._task = None
 
     def _open(self) -> None:
-        if self._bar is not None:
-            return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}", markup=False),
-            console=Console(file=self._stream),
-            transient=True,
-        )
-        self._bar.start()
+        with self._lock:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("{task.description}", markup=False),
+                    BarColumn(),
+                    TextColumn("{task.fields[amount]}", markup=False),
+                    console=Console(file=self._stream),
+                    transient=True,
+                )
+                self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None, amount="")
+            self._show()
+
+    def _show(self) -> None:
+        if self._task is None:
+            return
+        self._shown = time.monotonic()
+        done, total = self._known
+        spent = self._shown - self._began
+        speed = f", {size(done / spent)}/s" if done and spent > 0 else ""
+        amount = f"{size(done)}{f' of {size(total)}' if total else ''}{speed}" if done or total else ""
+        self._bar.update(self._task, completed=done, total=total, amount=amount)
 
     def __enter__(self) -> Self:
         return self
@@ -139,5 +157,6 @@ class _Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self.end()
         if self._bar is not None:
             self._bar.stop()

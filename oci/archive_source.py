@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 
 from proplet.oci.errors import InvalidArchive
 from proplet.oci.files import create_temporary, mapped
-from proplet.oci.tarball import Member, members
+from proplet.oci.tarball import members
 
 _CHUNK = 256 * 1024
 _GZIP = b"\x1f\x8b"
@@ -80,12 +80,14 @@ class _Tar:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
         self._file = file
-        self._members: dict[str, Member] = {}
-        with _readable(name):
-            for member in members(file):
-                if member.name in self._members:
-                    raise InvalidArchive(f"{name} has {member.name} twice: make it again")
-                self._members[member.name] = member
+        try:
+            with _readable(name):
+                found = list(members(file))
+        except InvalidArchive as error:
+            raise InvalidArchive(str(error).replace("the archive", name, 1)) from None
+        self._members = {member.name: member for member in found}
+        if len(self._members) != len(found):
+            raise InvalidArchive(f"{name} has two files of one name: make it again")
 
     def size(self, name: str) -> int | None:
         member = self._members.get(name)

@@ -95,9 +95,9 @@ def _header(file: BinaryIO, at: int, end: int) -> bytes:
         raise InvalidArchive("the archive ends in the middle of a header: copy it again")
     if not any(block):
         return b""
-    told = _number(block[148:156])
     blank = block[:148] + b" " * 8 + block[156:]
-    if told != sum(blank):
+    told = block[148:156].strip(b"\0 ")
+    if told.strip(b"01234567") or int(told or b"0", 8) != sum(blank):
         what = "is no tar archive" if at == 0 else "is damaged: a header has a wrong checksum; copy it again"
         raise InvalidArchive(f"the archive {what}")
     return block
@@ -155,7 +155,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b"\0 ")
     if digits.strip(b"01234567"):
-        raise InvalidArchive("the archive has a header that cannot be read: it is damaged or no tar archive")
+        raise InvalidArchive("the archive has a header that cannot be read: it is damaged")
     return int(digits or b"0", 8)
 
 

@@ -112,7 +112,6 @@ def lay(layout: OciLayout, name: str) -> Digest:
     return artifact.digest
 
 
-@pytest.mark.registry
 def test_skopeo_reads_what_we_export_and_we_read_what_it_writes(tmp_path: Path) -> None:
     tool = skopeo(tmp_path)
     store, name = OciLayout(tmp_path / "store"), "example.com/demo/http:v1"
