@@ -54,7 +54,7 @@ def parse_path(path: str) -> Target:
     Raises:
         NoSuchNameError: nothing; or a name or digest that breaks the specification's grammar.
     """
-    if len(path) > _MAX_PATH or not path.startswith("/v2"):
+    if len(path) > _MAX_PATH or not f"{path}/".startswith("/v2/"):
         raise NoSuchNameError("NAME_UNKNOWN", "there is nothing but /v2/ here")
     if path in {"/v2", "/v2/"}:
         return Target(What.BASE)
@@ -129,20 +129,20 @@ class Naming:
             NoSuchNameError: it breaks the grammar, or means several.
         """
         if namespace is not None:
-            return _name(f"{namespace}/{name}", registry=True)
+            return _name(f"{namespace}/{name}")
         full = None
         head, slash, _ = name.partition("/")
-        if slash and ("." in head or ":" in head or head == "localhost"):
-            full = _name(name, registry=True)
+        if slash and _is_registry(head):
+            full = _name(name)
             if full in stored or self.pulled(full):
                 return full
         if ":" in name:
-            return full or _name(name, registry=True)
-        _name(f"localhost/{name}", registry=True)  # the grammar
+            return full or _name(name)
+        _name(f"localhost/{name}")  # the grammar
         own = sorted(repository for repository in stored if self.is_own(repository) and _path(repository) == name)
         if own:
             return own[0]
-        hub = _name(f"{DOCKER_HUB}/{name}", registry=True)
+        hub = _name(f"{DOCKER_HUB}/{name}")
         if self.pulled(hub):  # a mirror of Docker Hub is asked without a registry
             return hub
         found = sorted(repository for repository in stored if _path(repository) == name or repository == hub)
@@ -153,19 +153,23 @@ class Naming:
         return found[0] if found else full or f"localhost/{name}"
 
 
+def _is_registry(head: str) -> bool:
+    return "." in head or ":" in head or head == "localhost"
+
+
 def _path(repository: str) -> str:
     return repository.partition("/")[2]
 
 
-def _name(text: str, *, registry: bool) -> str:
+def _name(text: str) -> str:
+    """Return the repository written as ``registry/path``, in the form the store has it in."""
+    head, _, rest = text.partition("/")
+    if "@" in text or ":" in rest or not rest:
+        raise NoSuchNameError("NAME_INVALID", "that is no repository's name")
+    # Docker's rule would take a bare word for a part of the path: only what is a registry may come first.
+    if not _is_registry(head):
+        raise NoSuchNameError("NAME_INVALID", f"{head[:80]!r} is no registry")
     try:
-        if registry:
-            head, _, rest = text.partition("/")
-            if "@" in text or ":" in rest:
-                raise NoSuchNameError("NAME_INVALID", "that is no repository's name")
-            # Docker's rule would take a bare word for a part of the path: only what is a registry may come first.
-            if not ("." in head or ":" in head or head == "localhost"):
-                raise NoSuchNameError("NAME_INVALID", f"{head[:80]!r} is no registry")
         return Reference.parse(text).name
     except OciError:
         raise NoSuchNameError("NAME_INVALID", "that is no repository's name") from None

@@ -85,10 +85,10 @@ class MirrorRoutes:
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response:
-        target = parse_path(scope["path"])
         if scope["method"] not in {"GET", "HEAD"}:
             allow = {"Allow": "GET, HEAD", "Connection": "close"}
             raise RefusedError(405, "UNSUPPORTED", "this is a mirror: one can only pull from it", allow)
+        target = parse_path(scope["path"])
         if target.what is What.BASE:
             return _json({})
         asked = {key: values[-1] for key, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
