@@ -248,13 +248,13 @@ async def _start_manager(
         tls_key=api.tls_key_file,
     )
     with as_node_errors(*app_images.ERRORS):
-        _images, mirror = await stack.enter_async_context(app_images.open_served_images(settings))
-    mirror_address = mirror.address if mirror else None
+        images, mirror = await stack.enter_async_context(app_images.open_served_images(settings))
+    mirror_address, hands_out = mirror.address if mirror else None, app_images.answer_settings(settings, images)
     if settings.kubernetes is not None:
         from proplet.agent.app_cluster import ERRORS, open_cluster, open_local_api
 
         with as_node_errors(*ERRORS, ApiError):
-            reign = await stack.enter_async_context(open_cluster(settings, mqtt))
+            reign = await stack.enter_async_context(open_cluster(settings, mqtt, hands_out))
             await stack.enter_async_context(open_local_api(served, reign, about))
         return given.socket, mirror_address
     wanted = ManagerSettings(
@@ -266,6 +266,7 @@ async def _start_manager(
         api=served,
         policy=Policy(silence_s=given.liveliness_timeout_s, silent_deadline_s=given.default_deadline_s or math.inf),
         reply_s=given.mqtt_timeout_s,
+        hands_out=hands_out,
     )
     with as_node_errors(StoreError, ApiError):
         await stack.enter_async_context(open_manager(wanted, lambda: about))

@@ -15,6 +15,7 @@ from proplet.manager.exchange import Policy
 from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
 from proplet.manager.kubernetes_access import Access
+from proplet.manager.module_answers import AnswerSettings
 from proplet.manager.pod_grants import Grants
 from proplet.manager.ports import StoreError
 from proplet.manager.steering import Steering
@@ -83,9 +84,11 @@ def _bound(address: str | None) -> tuple[str, int] | None:
 
 
 @asynccontextmanager
-async def open_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncIterator[Reign]:
+async def open_cluster(
+    settings: NodeSettings, mqtt: MqttSettings, hands_out: AnswerSettings | None = None
+) -> AsyncIterator[Reign]:
     """Run the manager of the cluster that the settings name. Raises one of `ERRORS`: it cannot start as configured."""
-    async with open_cluster_manager(cluster_settings(settings, mqtt)) as reign:
+    async with open_cluster_manager(replace(cluster_settings(settings, mqtt), hands_out=hands_out)) as reign:
         yield reign
 
 

@@ -8,6 +8,7 @@ from proplet.agent import parts
 from proplet.agent.config_schema import MirrorTable, NodeSettings
 from proplet.manager.images import Images, ImagesSettings, open_images
 from proplet.manager.mirror import Mirror, MirrorError, MirrorSettings, open_mirror, without_own
+from proplet.manager.module_answers import AnswerSettings
 
 #: What keeps the mirror from starting.
 ERRORS: Final = (MirrorError,)
@@ -35,6 +36,14 @@ def mirror_settings(settings: NodeSettings, table: MirrorTable) -> MirrorSetting
         tls_key=table.tls_key_file,
         allow=settings.manager.images.allow,
     )
+
+
+def answer_settings(settings: NodeSettings, images: Images) -> AnswerSettings | None:
+    """What is handed out over MQTT; None where that is switched off."""
+    table = settings.manager.images if settings.manager is not None else None
+    if table is None or not table.over_mqtt:
+        return None
+    return AnswerSettings(images, table.allow, table.chunk_size_bytes, settings.mqtt.max_packet_size_bytes)
 
 
 @asynccontextmanager

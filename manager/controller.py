@@ -134,6 +134,14 @@ class Controller:
         """What a proplet understands, by id; for the bus."""
         return self._registry.announcement
 
+    def held_by(self, proplet_id: str) -> list[Task]:
+        """Return the tasks that a proplet should have."""
+        return [task for uid in self._book.held_by(proplet_id) if (task := self._book.get(uid)) is not None]
+
+    def tasks(self) -> Iterable[Task]:
+        """Return every task; a snapshot."""
+        return self._book.all()
+
     @property
     def connected(self) -> bool:
         """Whether the broker is there."""
