@@ -14,7 +14,6 @@ from proplet.agent.render import one_line, size
 
 #: What is over before somebody could read it gets no bar; rich is only loaded for what lasts longer.
 DELAY_S: Final = 0.3
-_EVERY_S: Final = 0.1  # more often nobody can read it
 
 
 class Bars(Protocol):
@@ -100,7 +99,7 @@ class _Bars:
         self._task: Any = None
         self._what = ""
         self._known: tuple[int, int | None] = (0, None)
-        self._began = self._shown = 0.0
+        self._began = 0.0
 
     def begin(self, doing: str, name: str) -> None:
         self._what, self._known = f"{doing} {one_line(name)}", (0, None)
@@ -111,9 +110,8 @@ class _Bars:
 
     def tell(self, done: int, total: int | None) -> None:
         self._known = (done, total)
-        if time.monotonic() - self._shown >= _EVERY_S or done == total:
-            with self._lock:
-                self._show()
+        with self._lock:
+            self._show()
 
     def end(self) -> None:
         if self._timer is not None:
@@ -144,9 +142,8 @@ class _Bars:
     def _show(self) -> None:
         if self._task is None:
             return
-        self._shown = time.monotonic()
         done, total = self._known
-        spent = self._shown - self._began
+        spent = time.monotonic() - self._began
         speed = f", {size(done / spent)}/s" if done and spent > 0 else ""
         amount = f"{size(done)}{f' of {size(total)}' if total else ''}{speed}" if done or total else ""
         self._bar.update(self._task, completed=done, total=total, amount=amount)

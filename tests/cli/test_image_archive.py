@@ -205,7 +205,10 @@ def test_a_terminal_sees_a_bar_that_goes_away(home: Path, endless: tuple[str, th
         assert waiting.wait(30)
         seen = b""
         while b"MiB of" not in seen:
-            seen += os.read(leader, 65536)
+            try:
+                seen += os.read(leader, 65536)
+            except OSError:
+                pytest.fail(f"it ended: {seen!r}")
         process.send_signal(signal.SIGINT)
         try:
             while more := os.read(leader, 65536):
