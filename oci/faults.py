@@ -79,15 +79,18 @@ def _translated(registry: str, error: Exception) -> OciError:
     )
 
 
-def answered(reference: Reference, response: requests.Response, body: bytes, what: str, identity: str) -> OciError:
+def answered(
+    reference: Reference, response: requests.Response, body: bytes, what: str, *, identity: str, advice: str
+) -> OciError:
     """The error for an answer that is not a success.
 
-    ``what`` was asked for ("tag v1"), by whom we claimed to be, ``identity``.
+    ``what`` was asked for ("tag v1"), by whom we claimed to be, ``identity``;
+    ``advice`` is what to do when that is refused.
     """
     registry, status = reference.registry, response.status_code
     codes, text = _explanation(body)
     if status == 401:
-        return Unauthorized(f"registry {registry} refuses {identity} for {reference.repository}: {_login(identity)}")
+        return Unauthorized(f"registry {registry} refuses {identity} for {reference.repository}: {advice}")
     if status == 403:
         return Unauthorized(
             f"registry {registry} does not let {identity} read {reference.repository}: ask for the right"
@@ -104,10 +107,6 @@ def answered(reference: Reference, response: requests.Response, body: bytes, wha
         advice = "it speaks TLS: give its CA in ca_file, or set plain_http to false"
     said = f" ({text})" if text else ""
     return kind(f"registry {registry} answers HTTP {status} {response.reason or ''}{said}: {advice}")
-
-
-def _login(identity: str) -> str:
-    return "set credentials for it" if identity == "anonymous access" else "check user name and password"
 
 
 def _explanation(body: bytes) -> tuple[set[str], str]:

@@ -9,8 +9,8 @@ import pytest
 import proplet.oci
 
 HOME = {
-    "oras": {"registry"},
-    "requests": {"transport", "faults", "registry"},  # registry: for types only
+    "oras": {"connection", "login"},
+    "requests": {"transport", "faults", "connection", "login", "registry", "upload"},  # the last four: for types only
     "urllib3": {"transport", "faults"},
     "proplet.agent": set(),
     "proplet.manager": set(),
