@@ -259,7 +259,7 @@ class _Body(io.RawIOBase):
         self._sent = sent
         self._at = 0
         self._chunks: Iterator[bytes] = iter(())
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     @property
     def file(self) -> IO[bytes]:
@@ -282,7 +282,7 @@ class _Body(io.RawIOBase):
         target = offset + (0, self._at, self._count)[whence]
         if target != self._at:
             self._sent(target - self._at)
-            self._at, self._rest, self._chunks = target, b"", iter(())
+            self._at, self._rest, self._chunks = target, memoryview(b""), iter(())
         return self._at
 
     def read(self, size: int = -1) -> bytes:
@@ -290,14 +290,14 @@ class _Body(io.RawIOBase):
         if not left:
             return b""
         if not self._rest:
-            self._rest = next(self._chunks, b"")
+            self._rest = memoryview(next(self._chunks, b""))
         if not self._rest:
             self._chunks = self._blob.open(self._offset + self._at)
-            self._rest = next(self._chunks, b"")
+            self._rest = memoryview(next(self._chunks, b""))
             if not self._rest:
                 raise StoreDamaged(f"{self._blob.digest} became shorter while it was sent: try again")
         count = left if size < 0 else min(size, left)
-        piece, self._rest = self._rest[:count], self._rest[count:]
+        piece, self._rest = bytes(self._rest[:count]), self._rest[count:]
         self._at += len(piece)
         self._sent(len(piece))
         return piece
