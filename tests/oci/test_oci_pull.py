@@ -121,7 +121,10 @@ def test_if_not_present_and_never_do_not_touch_the_network(tmp_path: Path) -> No
             assert module.path.read_bytes() == ADDITION
         assert pull(f"{name}:x", store, PLAIN, policy=policy, expected_digest=Digest.parse(digest)).from_cache
     with pytest.raises(RegistryUnreachable):
-        pull(f"{name}:v1", store, PLAIN, policy=PullPolicy.ALWAYS)
+        pull(f"{name}:v2", store, PLAIN, policy=PullPolicy.ALWAYS)
+    offline = pull(f"{name}:v1", store, PLAIN, policy=PullPolicy.ALWAYS)
+    assert str(offline.manifest_digest) == digest
+    assert any("is used" in line for line in offline.warnings)
 
 
 def test_always_sees_that_a_tag_has_moved_and_reuses_what_has_not(registry: RunningRegistry, store: OciLayout) -> None:
