@@ -80,10 +80,21 @@ def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
         )
     except OciError as error:
         raise BuildError(_REASONS.get(error.reason, "module_unavailable"), str(error), error.reason) from error
-    return {"image_digest": str(pulled.manifest_digest), "module_digest": str(pulled.module_digest)}
+    return {
+        "image_digest": str(pulled.manifest_digest),
+        "module_digest": str(pulled.module_digest),
+        "warnings": list(pulled.warnings),
+    }
 
 
+_UNTRUSTED: Final = "untrusted"
 _REASONS: Final = {
+    "invalid_policy": _UNTRUSTED,
+    "image_denied": _UNTRUSTED,
+    "signature_missing": _UNTRUSTED,
+    "signature_invalid": _UNTRUSTED,
+    "signature_untrusted": _UNTRUSTED,
+    "signature_expired": _UNTRUSTED,
     "digest_mismatch": "digest_mismatch",
     "size_mismatch": "digest_mismatch",
     "not_wasm": INVALID,
