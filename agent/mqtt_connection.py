@@ -207,6 +207,7 @@ class Connection:
         paho.on_message = self._on_message
         paho.on_publish = self._on_publish
         paho.on_subscribe = self._on_subscribe
+        paho.on_unsubscribe = None  # aiomqtt's looks for who asked, and does not know `leave`
         self._first_connect, paho.on_connect = paho.on_connect, self._on_connect
         self._first_disconnect, paho.on_disconnect = paho.on_disconnect, self._on_disconnect
 

@@ -197,9 +197,10 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
             yield running
 
 
-def apply(fleet: Fleet, name: str, image: str) -> None:
+def apply(fleet: Fleet, name: str, image: str, where: str = "device") -> None:
     kind = {"apiVersion": "propeller.propeller.abstractmachines.fr/v1", "kind": "Task"}
-    spec = {"name": name, "functionName": "main", "imageUrl": image, "inputs": [10, 32], "propletId": "device"}
+    spec: dict[str, Any] = {"name": name, "functionName": "main", "imageUrl": image, "inputs": [10, 32]}
+    spec["propletSelector"] = {"propletId": where}
     fleet.client.apply(json.dumps({**kind, "metadata": {"name": name}, "spec": spec}))
 
 
@@ -210,9 +211,55 @@ def test_the_manager_pulls_for_its_proplet_which_checks_manifest_and_module(flee
         digest = registry.push("team/sum", "1", module)
         apply(fleet, "sum", f"{registry.address}/team/sum:1")
         status = fleet.ended("sum")
-    assert (status["phase"], status["results"]) == ("completed", "42"), status
+    assert (status["phase"], status.get("results")) == ("completed", "42"), status
     assert status["resolvedImage"] == digest
     assert (fleet.device.directory / "state/modules/blobs/sha256" / digest[7:]).is_file()
+
+
+@pytest.mark.registry
+def test_a_device_without_a_registry_asks_by_itself_and_the_manager_has_it_in_its_store(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    with running_registry(tmp_path / "registry") as registry:
+        digest = registry.push("team/sum", "1", ADDITION)
+        image = f"{registry.address}/team/sum:1"
+        apply(fleet, "first", image, where="hub")
+        assert fleet.ended("first")["phase"] == "completed"
+    fleet.device.stop()
+    config = fleet.device.config
+    config.write_text(config.read_text().replace('over_mqtt = "always"', 'over_mqtt = "auto"'))
+    fleet.device.start()
+    apply(fleet, "sum", image)
+    status = fleet.ended("sum")
+    assert (status["phase"], status.get("results"), status.get("resolvedImage")) == ("completed", "42", digest), status
+
+
+@pytest.mark.registry
+def test_what_a_registry_denies_is_not_asked_for_elsewhere(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.device.stop()
+    config = fleet.device.config
+    config.write_text(config.read_text().replace('over_mqtt = "always"', 'over_mqtt = "auto"'))
+    fleet.device.start()
+    with running_registry(tmp_path / "registry") as registry:
+        apply(fleet, "sum", f"{registry.address}/team/nothing:1")
+        status = fleet.ended("sum")
+    assert status["phase"] == "failed"
+    assert "MQTT" not in status["error"]
+    assert "manager" not in status["error"]
+
+
+@pytest.mark.registry
+def test_signed_only_holds_for_modules_over_mqtt(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.device.stop()
+    config = fleet.device.config
+    config.write_text(config.read_text().replace("[modules]", "[modules]\nsigned_only = true"))
+    fleet.device.start()
+    with running_registry(tmp_path / "registry") as registry:
+        registry.push("team/sum", "1", ADDITION)
+        apply(fleet, "sum", f"{registry.address}/team/sum:1")
+        status = fleet.ended("sum")
+    assert status["phase"] == "failed"
+    assert "sign" in status["error"]
 
 
 @pytest.mark.registry
