@@ -17,6 +17,8 @@ from proplet.oci.errors import (
     AddressRefused,
     ManifestUnknown,
     OciError,
+    PullTimeout,
+    RegistryFailing,
     RegistryUnreachable,
     RepositoryUnknown,
     Truncated,
@@ -123,8 +125,14 @@ class Connection:
         sent = {"Accept": accept, **(headers or {})}
         retried = _RETRIED_PATCH if method == "PATCH" else _RETRIED
         for number in range(1, self.settings.max_attempts + 1):
-            with self._faults.mapped(self.reference.registry, self.watch):
-                response = self._authorized(method, target, sent, data, start)
+            try:
+                with self._faults.mapped(self.reference.registry, self.watch):
+                    response = self._authorized(method, target, sent, data, start)
+            except RegistryFailing:  # of the token service
+                if number == self.settings.max_attempts:
+                    raise
+                self.watch.pause(self.backoff(number))
+                continue
             self._answered = True
             if response.status_code not in retried or number == self.settings.max_attempts:
                 break
@@ -194,13 +202,15 @@ class Connection:
         """Repeat what broke in the middle of a transfer; a refused connection is not worth it.
 
         ``reached``: how far the transfer is. Attempts that brought it further are not counted: what is cut again and
-        again, and continued, ends some time.
+        again, and continued, ends some time. A transfer that came to a halt is continued, a silent registry is not.
         """
         number, best = 1, reached()
         while True:
             try:
                 return attempt()
-            except (Truncated, RegistryUnreachable) as error:
+            except (Truncated, RegistryUnreachable, PullTimeout) as error:
+                if isinstance(error, PullTimeout) and reached() <= best:
+                    raise
                 if isinstance(error, RegistryUnreachable) and not self._answered:
                     raise
                 if reached() >= best + _LEAST_PROGRESS:

@@ -5,6 +5,7 @@ Imports requests: load it late.
 
 import http.client
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,14 @@ from proplet.oci.reference import Reference
 from proplet.oci.watch import Watch
 
 _MAX_TEXT = 200
+_CERTIFICATE_WANTED = {400, 495, 496}  # nginx says so in HTTP; the last two are its own
+_CERTIFICATE_ALERTS = (  # OpenSSL's names of what a server says that does not like who connects
+    "CERTIFICATE_REQUIRED",
+    "HANDSHAKE_FAILURE",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_CERTIFICATE_UNKNOWN",
+)
 
 
 @contextmanager
@@ -103,6 +112,10 @@ def answered(
         return RateLimited(f"registry {registry} limits our rate: wait, or use credentials or a mirror")
     kind = RegistryFailing if status >= 500 else RegistryError
     advice = "try again later" if status >= 500 else "check address, port and scheme"
+    if "SSL certificate" in text and status in _CERTIFICATE_WANTED:
+        return TlsFailed(
+            f"registry {registry} wants a client certificate ({text}): set client_cert_file and client_key_file for it"
+        )
     if "HTTPS" in text and str(response.url).startswith("http:"):
         advice = "it speaks TLS: give its CA in ca_file, or set plain_http to false"
     said = f" ({text})" if text else ""
@@ -117,7 +130,10 @@ def _explanation(body: bytes) -> tuple[set[str], str]:
         return codes, "; ".join(str(item.get("message", "")) for item in errors)[:_MAX_TEXT]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         text = body[:_MAX_TEXT].decode("utf-8", "replace").strip()
-        return set(), "" if text.startswith("<") else text
+        if text.startswith("<"):  # a web server's page: its title is all that may say something
+            title = re.search(r"<title>([^<]*)</title>", text, re.IGNORECASE)
+            text = title[1].strip() if title else ""
+        return set(), text
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -156,6 +172,11 @@ def _tls_advice(error: BaseException) -> str:
             if "match" in reason or "not valid for" in reason:
                 return f"{reason}: use the name the certificate is for"
             return f"{reason}: give its CA in ca_file"
+        if isinstance(cause, ssl.SSLError) and any(alert in str(cause).upper() for alert in _CERTIFICATE_ALERTS):
+            return (
+                "it wants a client certificate, or another than it was shown: set client_cert_file and client_key_file "
+                "for it"
+            )
         if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
             return "it does not speak TLS: set plain_http for it if that is meant"
     return f"{str(error)[:_MAX_TEXT]}"
