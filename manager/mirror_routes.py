@@ -44,6 +44,18 @@ _RETRY_AFTER_S: Final = 2
 _SIGNATURES: Final = re.compile(r"(sha256|sha512)-([0-9a-f]+)\.sig")
 _STATUS: Final = {"DIGEST_INVALID": 400, "NAME_INVALID": 400, "PAGINATION_NUMBER_INVALID": 400}
 _VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0"}
+#: Trouble of this node, not of the image.
+_OWN: Final = frozenset(
+    {
+        "invalid_policy",
+        "disk_full",
+        "store_read_only",
+        "store_failed",
+        "store_damaged",
+        "invalid_credentials",
+        "internal",
+    }
+)
 _T = TypeVar("_T")
 
 
@@ -309,6 +321,8 @@ class _Blob(Response):
 
 
 def _refusal(trouble: Trouble, code: str) -> RefusedError:
+    if trouble.reason in _OWN:  # of no use to a client, and the message names files of this node
+        return RefusedError(403, "DENIED", "this mirror cannot verify or store images now: its log says why")
     if trouble.untrusted:
         return RefusedError(403, "DENIED", trouble.message)
     if trouble.reason in {"busy", PENDING}:

@@ -110,7 +110,8 @@ class Through:
         async def pull() -> None:
             await self._images.fetch(f"{repository}@{digest}", policy="Always" if anew else "IfNotPresent")
 
-        return await self._have((repository, f"{digest}{' anew' if anew else ''}"), pull)
+        # What was mended may be damaged again: that it was is no answer.
+        return await self._have((repository, f"{digest}{' anew' if anew else ''}"), pull, counts=not anew)
 
     async def signatures(self, repository: str, digest: Digest) -> Trouble | None:
         """Pull the signatures of a manifest, if it has any."""
@@ -120,11 +121,11 @@ class Through:
 
         return await self._have((repository, f"{digest} signatures"), pull)
 
-    async def _have(self, key: _Key, pull: Callable[[], Awaitable[None]]) -> Trouble | None:
+    async def _have(self, key: _Key, pull: Callable[[], Awaitable[None]], *, counts: bool = True) -> Trouble | None:
         known = self._known.get(key)
         if known is not None:
-            counts_s = self._patience.good_s if known[1] is None else self._patience.bad_s
-            if time.monotonic() - known[0] < counts_s:
+            good_s = self._patience.good_s if counts else 0.0
+            if time.monotonic() - known[0] < (good_s if known[1] is None else self._patience.bad_s):
                 return known[1]
         flight = self._flights.get(key)
         if flight is None:
@@ -142,7 +143,8 @@ class Through:
             await pull()
         except ImageError as error:
             flight.trouble = Trouble(error.reason, str(error))
-            log.info("the mirror could not pull %s: %s", " ".join(key), error)
+            level = logging.INFO if error.reason == "not_found" else logging.WARNING
+            log.log(level, "the mirror could not pull %s: %s", " ".join(key), error)
         finally:
             self._pulled()
             del self._flights[key]
