@@ -13,7 +13,7 @@ import pickle
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from proplet.agent.builder_sections import COMPONENT_LAYER
 from proplet.agent.cache import CompileCache, Record
 from proplet.agent.engines import CRANELIFT
 from proplet.agent.fetch_builders import Builders
+from proplet.agent.fetch_images import KnownImages, State
 from proplet.agent.module_storing import ModulesOverMqtt
 from proplet.agent.ports import (
     Artefact,
@@ -42,9 +43,7 @@ from proplet.agent.wire import PullPolicy, Reason
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidDigest, OciError, StoreFault
 from proplet.oci.layout import OciLayout
-from proplet.oci.manifest import ImageManifest, parse_manifest, select_layer, select_platform
-from proplet.oci.reference import Reference
-from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
+from proplet.oci.settings import RegistrySettings
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +148,9 @@ class StoredModules(Modules):
         self._kept: OrderedDict[str, str] = OrderedDict()  # digest to its file; text, for this is asked for every task
         self._at_hand: OrderedDict[ModuleWanted, tuple[Artefact, str, int]] = OrderedDict()  # with its file's size
         self._compiled: OrderedDict[Path, tuple[Artefact, int]] = OrderedDict()  # as found warm; with its file's size
+        self._known = KnownImages(layout, self._cache, settings.registry)
         self._images: OrderedDict[tuple[str, str | None], tuple[str, str]] = OrderedDict()
-        self._index_seen: tuple[int, int] | None = None
+        self._seen: State | None = None
 
     async def aclose(self) -> None:
         """End the idle builders."""
@@ -207,13 +207,13 @@ class StoredModules(Modules):
         return flight.artefact
 
     def ready(self, wanted: ModuleWanted) -> Artefact | None:
-        """Return what is known to be compiled; costs two calls of stat."""
+        """Return what is known to be compiled; costs two calls of stat, a third where there is a signature policy."""
         if (known := self._at_hand.get(wanted)) is not None and _has_size(known[1], known[2]):
             self._at_hand.move_to_end(wanted)
             return known[0]
         image_digest, module_digest = None, wanted.module_digest
         if module_digest is None:
-            if wanted.pull_policy is PullPolicy.ALWAYS or self._index_state() != self._index_seen:
+            if wanted.pull_policy is PullPolicy.ALWAYS or self._known.state() != self._seen:
                 return None
             found = self._images.get((wanted.image_url, wanted.image_digest))
             if found is None:
@@ -260,10 +260,7 @@ class StoredModules(Modules):
         artefact = Artefact(module_digest, path, ModuleKind.CORE, image_digest, fetch_s=fetch_s, metered=wanted.metered)
         record = await to_thread.run_sync(self._cache.find, path)
         if record is None:
-            artefact = replace(artefact, kind=await to_thread.run_sync(self._look, blob, digest))
-            began = time.monotonic()
-            await self._builders.compile(self._order(artefact, blob), tell)
-            artefact = replace(artefact, start_kind=StartKind.COLD, compile_s=time.monotonic() - began)
+            artefact = await self._compile(artefact, blob, wanted, tell)
             record = await to_thread.run_sync(self._cache.find, path)
             await to_thread.run_sync(self._cache.trim, path)
         if record is not None:
@@ -271,6 +268,29 @@ class StoredModules(Modules):
             warm = replace(artefact, image_digest=None, start_kind=StartKind.WARM, fetch_s=0.0, compile_s=0.0)
             _remember(self._compiled, path, (warm, record.size))
         return artefact
+
+    async def _compile(self, artefact: Artefact, blob: Path, wanted: ModuleWanted, tell: Progress) -> Artefact:
+        """Compile a stored module. That of an image was one when it was pulled: if it is none now, it is damaged."""
+        digest = Digest.parse(artefact.module_digest)
+        again = wanted.module_digest is None
+        while True:
+            began = time.monotonic()
+            try:
+                kind = await to_thread.run_sync(self._look, blob, digest)
+            except ModuleError:
+                if not again:
+                    raise
+            else:
+                artefact = replace(artefact, kind=kind)
+                try:
+                    await self._builders.compile(self._order(artefact, blob), tell)
+                    return replace(artefact, start_kind=StartKind.COLD, compile_s=time.monotonic() - began)
+                except ModuleError as error:
+                    if not again or error.reason is not Reason.DIGEST_MISMATCH:
+                        raise
+            log.warning("the stored module of %s is damaged and is taken anew", wanted.image_url)
+            again = False
+            await self._pull(replace(wanted, image_digest=artefact.image_digest), tell)
 
     def _described(self, artefact: Artefact, record: Record, blob: Path) -> Artefact:
         return replace(
@@ -284,56 +304,37 @@ class StoredModules(Modules):
     async def _fetch(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
         """Return the digests of the image and of its module, which is in the store or compiled already."""
         key = (wanted.image_url, wanted.image_digest)
-        state = self._index_state()
-        found = None
-        if wanted.pull_policy is not PullPolicy.ALWAYS:
-            found = await to_thread.run_sync(self._resolve, wanted)
-        if found is None:
-            registry = replace(self._settings.registry, max_module_bytes=self._settings.max_module_bytes)
-            fields = {
-                "image": wanted.image_url,
-                "digest": wanted.image_digest,
-                "policy": wanted.pull_policy.value,
-                "store_dir": str(self._layout.root),
-                "settings": pickle.dumps(registry),
-            }
-            if self._over_mqtt is None:
-                pulled = await self._builders.pull(fields, tell)
-            else:
-                pull = partial(self._builders.pull, progress=tell)
-                pulled = await self._over_mqtt.pull(wanted, fields, pull, self._layout, tell)
-            found = (str(pulled["image_digest"]), str(pulled["module_digest"]))
-            state = self._index_state()
-        if state != self._index_seen:
+        state = self._known.state()
+        # Also where a builder has to be asked anyway: what is denied is not pulled.
+        found = await to_thread.run_sync(self._known.resolve, wanted)
+        if found is None or wanted.pull_policy is PullPolicy.ALWAYS:
+            found = await self._pull(wanted, tell)
+            state = self._known.state()
+        if state != self._seen:
             self._images.clear()
-            self._index_seen = state
+            self._seen = state
         _remember(self._images, key, found)
         return found
 
-    def _resolve(self, wanted: ModuleWanted) -> tuple[str, str] | None:
-        """Return what the store knows of an image, if its module is there or compiled; the module is not read."""
-        with suppress(OciError):
-            reference = Reference.parse(wanted.image_url)
-            if wanted.image_digest is not None:
-                reference = reference.with_digest(Digest.parse(wanted.image_digest))
-            digest = reference.digest
-            if digest is None:
-                recorded = self._layout.resolve(reference.store_name)
-                if recorded is None:
-                    return None
-                digest = recorded.digest
-            top, manifest = digest, parse_manifest(self._layout.read(digest, MAX_MANIFEST_BYTES), "")
-            for _ in range(2):
-                if isinstance(manifest, ImageManifest):
-                    break
-                inner = select_platform(manifest).descriptor.digest
-                manifest = parse_manifest(self._layout.read(inner, MAX_MANIFEST_BYTES), "")
-            if isinstance(manifest, ImageManifest):
-                module = select_layer(manifest).digest
-                path = self._cache.path(str(module), metered=wanted.metered)
-                if self._layout.has(module) or self._cache.find(path) is not None:
-                    return str(top), str(module)
-        return None
+    async def _pull(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
+        """Have a builder see to it that an image is in the store, whole, and may be run."""
+        registry = replace(self._settings.registry, max_module_bytes=self._settings.max_module_bytes)
+        fields = {
+            "image": wanted.image_url,
+            "digest": wanted.image_digest,
+            "policy": wanted.pull_policy.value,
+            "store_dir": str(self._layout.root),
+            "settings": pickle.dumps(registry),
+        }
+        if self._over_mqtt is None:
+            pulled = await self._builders.pull(fields, tell)
+        else:
+            pull = partial(self._builders.pull, progress=tell)
+            pulled = await self._over_mqtt.pull(wanted, fields, pull, self._layout, tell)
+        for line in pulled.get("warnings", ()):
+            log.warning("%s", line)
+        self._known.admitted(wanted.image_url, str(pulled["image_digest"]))
+        return str(pulled["image_digest"]), str(pulled["module_digest"])
 
     def _look(self, blob: Path, digest: Digest) -> ModuleKind:
         """Check size and preamble of a stored module. Source: component model, Binary.md, "preamble"."""
@@ -367,14 +368,6 @@ class StoredModules(Modules):
             "engine": self._settings.engine,
             "key_dir": str(self._settings.key_dir.absolute()),
         }
-
-    def _index_state(self) -> tuple[int, int] | None:
-        """What changes when a name in the store begins to mean something else."""
-        try:
-            status = (self._layout.root / "index.json").stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino
 
 
 def _digest(data: bytes) -> str:

@@ -350,7 +350,8 @@ class Shell:
         key, start = effect.key, effect.start
         self._presence.deployed(key, start, lambda: self._invocations.tally(key))
         self._tasks.start_soon(self._presence.rests, self._link, key, start, State.DEPLOYED.value)
-        wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True))
+        image = self._jobs[key].artefact.image_digest
+        wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True, image_digest=image))
         voice = self._presence.voice(key, start)
         self._invocations.deploy(key, self._jobs.pop(key), wanted, start.attempt, voice)
 
