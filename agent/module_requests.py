@@ -67,12 +67,16 @@ class Ear(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RequestSettings:
-    """Bounds, in bytes and seconds. `timeout_s` without a piece, or word of one, means that nobody answers."""
+    """Bounds, in bytes and seconds. `timeout_s` without a piece, or word of one, means that nobody answers.
+
+    `signatures`: this device has a policy about them.
+    """
 
     directory: Path
     timeout_s: float = 60.0
     max_module_bytes: int = 100 * _MIB
     max_packet_bytes: int = 10 * _MIB
+    signatures: bool = False
 
 
 @dataclass(slots=True)
@@ -220,6 +224,7 @@ class ModuleRequests:
                 content=ask.content,
                 first=first,
                 count=count,
+                signatures=self._settings.signatures,
             )
             request, topic = wire.ModuleRequest(ask.name, ext), self._topic(ask)
             ask.wanted = count

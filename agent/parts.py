@@ -163,6 +163,7 @@ def request_settings(settings: NodeSettings) -> RequestSettings:
         timeout_s=settings.modules.mqtt_timeout_s,
         max_module_bytes=settings.modules.max_module_size_bytes,
         max_packet_bytes=settings.mqtt.max_packet_size_bytes,
+        signatures=settings.modules.signature_policy is not None or settings.modules.signed_only,
     )
 
 

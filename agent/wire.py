@@ -506,7 +506,7 @@ class ModuleTerms:
     """``ext`` of a request for a module, on a proplet's own topic (ours): which pieces of what, and how to send them.
 
     `id` names the request in its answers. `content` is what an answer named, with which the pieces from `first` on are
-    then of the same bytes; `chunk_bytes` is the most that a piece may have.
+    then of the same bytes; `chunk_bytes` is the most that a piece may have. `signatures`: they are needed, too.
     """
 
     v: int = 1
@@ -518,6 +518,7 @@ class ModuleTerms:
     content: str = ""
     first: int = 0
     count: int = 0
+    signatures: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ class ModuleAnswers:
         self._desk = _Desk()
         self._failed: OrderedDict[tuple[str, str | None], tuple[float, str]] = OrderedDict()
         self._fetched: OrderedDict[tuple[str, str | None], tuple[float, StoredImage]] = OrderedDict()
+        self._signatures: OrderedDict[str, None] = OrderedDict()  # of which images they were looked for
         self._shared: dict[str, list[Task]] = {}
         self._looked_at = -LOOK_S
         self._error_at = 0.0
@@ -187,7 +188,9 @@ class ModuleAnswers:
             content = sending.known(request) if ours else None
             if content is None:
                 image = await self._fetch(waiting, digest, policy, sending)
-                content = await sending.content(request, image) if ours else None
+                if ours:
+                    await self._bring_signatures(request, image)
+                    content = await sending.content(request, image)
         except ImageError as error:
             who = proplet_id or "somebody"
             log.warning("%s does not get the image %s: %s", who, _printable(request.app_name), error)
@@ -277,6 +280,21 @@ class ModuleAnswers:
             while len(self._failed) > REMEMBERED:
                 self._failed.popitem(last=False)
             raise
+
+    async def _bring_signatures(self, request: ModuleRequest, image: StoredImage) -> None:
+        """See that the signatures a proplet needs are in the store. Where there are none, it says so itself."""
+        if request.ext is None or not request.ext.signatures or image.digest in self._signatures:
+            return
+        try:
+            name = Reference.parse(image.reference).name
+            await self._given.images.fetch_signatures(f"{name}@{image.digest}")
+        except InvalidReference:
+            return  # a module by URL has none
+        except ImageError as error:
+            log.warning("the signatures of %s cannot be had: %s", _printable(request.app_name), error)
+        self._signatures[image.digest] = None
+        while len(self._signatures) > REMEMBERED:
+            self._signatures.popitem(last=False)
 
     def _is_there(self, fetched_at: float, image: StoredImage) -> bool:
         fresh = time.monotonic() - fetched_at < FETCHED_S

@@ -249,17 +249,18 @@ def test_what_a_registry_denies_is_not_asked_for_elsewhere(fleet: Fleet, tmp_pat
 
 
 @pytest.mark.registry
-def test_signed_only_holds_for_modules_over_mqtt(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_signature_policy_of_the_device_holds_for_modules_over_mqtt(fleet: Fleet, tmp_path: Path) -> None:
     fleet.device.stop()
+    (fleet.device.directory / "policy.toml").write_text('default = "deny"\n')
     config = fleet.device.config
-    config.write_text(config.read_text().replace("[modules]", "[modules]\nsigned_only = true"))
+    config.write_text(config.read_text().replace("[modules]", '[modules]\nsignature_policy = "policy.toml"'))
     fleet.device.start()
     with running_registry(tmp_path / "registry") as registry:
         registry.push("team/sum", "1", ADDITION)
         apply(fleet, "sum", f"{registry.address}/team/sum:1")
         status = fleet.ended("sum")
     assert status["phase"] == "failed"
-    assert "sign" in status["error"]
+    assert "denied by the signature policy" in status["error"], status["error"]
 
 
 @pytest.mark.registry
