@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from proplet.oci import ed25519ph
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidDigest, InvalidPolicy, SignatureInvalid
 
@@ -65,8 +66,7 @@ class PublicKey:
     """A key that signatures are compared with.
 
     ``identity`` is its DER form: the same under every name. ``hint`` is what cosign calls it in bundles (SHA-256 of
-    that form, in base64).
-    ``not_before`` and ``not_after`` are a certificate's; None is no limit.
+    that form, in base64). ``not_before`` and ``not_after`` are a certificate's; None is no limit.
     """
 
     identity: bytes
@@ -110,13 +110,18 @@ def read_public_key(pem: bytes, where: str) -> PublicKey:
 
 
 def _check_of(key: "PublicKeyTypes", where: str) -> _Check:
-    """How a key's signatures are compared. cosign hashes with SHA-256 by default, and by the curve in newer places."""
+    """How a key's signatures are compared: in all the ways in which versions of cosign sign with such a key.
+
+    ECDSA and RSA with SHA-256, or ECDSA with the hash that belongs to the curve; Ed25519ph, or plain Ed25519.
+    """
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
     if isinstance(key, ed25519.Ed25519PublicKey):
-        edwards = key
-        return lambda value, message: _holds(lambda: edwards.verify(value, message))
+        edwards, raw = key, key.public_bytes_raw()
+        return lambda value, message: (
+            _holds(lambda: edwards.verify(value, message)) or ed25519ph.holds(raw, value, message)
+        )
     if isinstance(key, ec.EllipticCurvePublicKey):
         own: dict[str, HashAlgorithm] = {
             "secp256r1": hashes.SHA256(),

@@ -21,7 +21,7 @@ from proplet.oci.errors import (
     ImageDenied,
     InvalidReference,
     NotInStore,
-    OciError,
+    RegistryFault,
     SignatureExpired,
     SignatureInvalid,
     SignatureMissing,
@@ -98,14 +98,15 @@ def check(
     hearing = _Hearing(name, digest, decision, now or datetime.now(UTC))
     hearing.hear(_stored(layout, digest))
     if not hearing.satisfied and sources is not None and isinstance(reference, Reference):
+        unusable = []
         try:
             fetch(reference, digest, layout, sources)
         except (ContentFault, TrustFault) as error:
-            hearing.faults.append(SignatureInvalid(f"a signature of {name} cannot be used: {error}"))
-        except OciError:
+            unusable.append(SignatureInvalid(f"a signature of {name} cannot be used: {error}"))
+        except RegistryFault:
             if not hearing.faults:  # else what is wrong with those at hand says more
                 raise
-        hearing.hear(_stored(layout, digest))
+        hearing.hear([*_stored(layout, digest), *unusable])
     return Verdict(Rule.REQUIRE, hearing.verdict())
 
 
@@ -213,6 +214,7 @@ class _Hearing:
         return len(self.signers) >= self.decision.threshold
 
     def hear(self, found: Iterable[cosign.Signature | TrustFault]) -> None:
+        self.faults.clear()
         # All keys are read, also when no signature comes: a wrong one is to be found before it is needed.
         keys = [(key, cosign.read_public_key(key.pem, f"key {key.name} ({key.file})")) for key in self.decision.keys]
         for signature in found:
@@ -227,7 +229,7 @@ class _Hearing:
                 end = cosign.not_yet_or_no_longer(self.now, public.not_before, public.not_after, key.not_after)
                 if end is not None:
                     self._fault(
-                        SignatureExpired, f"is by the key {key.name}, which {end}: sign again, or set the clock"
+                        SignatureExpired, f"is by the key {key.name}, which {end}: sign again, or check the clock"
                     )
                 elif not self._named(signature.name):
                     said = repr(signature.name[:200]) if signature.name else "nothing"
@@ -255,7 +257,7 @@ class _Hearing:
                 if isinstance(fault, kind):
                     raise fault
         raise SignatureMissing(
-            f"{self.name}@{self.digest.short} is not signed, and {where} asks for it: sign it with cosign, or use another"
+            f"{self.name}@{self.digest.short} is not signed, and {where} asks for it: sign it with cosign"
         )
 
     @property
