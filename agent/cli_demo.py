@@ -35,6 +35,8 @@ _PATIENCE_S: Final = 120.0
 _MODULE: Final = base64.b64decode("AGFzbQEAAAABBwFgAn9/AX8DAgEABwgBBG1haW4AAAoJAQcAIAAgAWoL")
 _IMAGE: Final = "demo/addition:1"
 _INPUTS: Final = (10, 32)
+# Nobody has signed the module that this program brings along, and nobody needs to.
+_POLICY: Final = '[repositories."127.0.0.1:*/demo/*"]\nrule = "allow"\n'
 
 Say = Callable[[str], None]
 
@@ -67,10 +69,16 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def settings_in(directory: Path, engine: str) -> NodeSettings:
-    """Return the settings of a node that keeps all it has in `directory` and takes free ports; defaults otherwise."""
+    """Return the settings of a node that keeps all it has in `directory` and takes free ports; defaults otherwise.
+
+    It has a mirror of its store, and a policy that lets the module from there run.
+    """
     places = {name: str(directory / name.lower()) for name in ("STATE", "CACHE", "RUNTIME", "CONFIGURATION")}
     environ = {f"{name}_DIRECTORY": place for name, place in places.items()}
-    return read(None, environ, {"broker.port": "0", "broker.engine": engine, "manager.mirror.port": "0"}).settings
+    policy = directory / "policy.toml"
+    policy.write_text(_POLICY)
+    given = {"broker.port": "0", "broker.engine": engine, "manager.mirror.port": "0"}
+    return read(None, environ, {**given, "modules.signature_policy": str(policy)}).settings
 
 
 async def _node_with_task(settings: NodeSettings, say: Say) -> Manifest:

@@ -84,9 +84,8 @@ def answer(request: Request) -> dict[str, Any]:
 
 
 def _signatures(request: Request, layout: OciLayout) -> dict[str, Any]:
-    from proplet.oci.sources import open_sources
-
     from proplet.oci.signatures import fetch
+    from proplet.oci.sources import open_sources
 
     reference = Reference.parse(request.image)
     if reference.digest is None:
@@ -104,7 +103,7 @@ def _described(pulled: PulledModule, layout: OciLayout) -> dict[str, Any]:
         "module_path": str(pulled.path),
         "size": pulled.size,
         "media_type": pulled.media_type,
-        "signer": getattr(pulled, "signer", None),
+        "signer": pulled.signer,
     }
 
 
