@@ -247,7 +247,7 @@ def _wait_until_it_answers(
             with refused:
                 return refused.code == 401
         except OSError as error:
-            return asks_who and "CERTIFICATE_REQUIRED" in str(error)  # it has read that we have none
+            return asks_who and "ALERT" in str(error).upper()  # it has read that we have none; older ones say "bad"
 
     _wait(answers, f"{PROGRAM} at {address} did not answer:\n{log.read_text()[-2000:]}")
 
