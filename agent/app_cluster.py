@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from proplet.agent.config_check import bind_address
 from proplet.agent.config_schema import KubernetesTable, NodeSettings
+from proplet.agent.image_parts import registry_settings, store_directory
 from proplet.agent.link_parts import topics_of
 from proplet.agent.mqtt_model import MqttSettings
 from proplet.manager.cluster import ClusterSettings, Reign, lease_terms, open_cluster_manager
 from proplet.manager.exchange import Policy
 from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
+from proplet.manager.images import Images, ImagesSettings, open_images
 from proplet.manager.kubernetes_access import Access
 from proplet.manager.module_answers import AnswerSettings
 from proplet.manager.pod_grants import Grants
@@ -90,6 +92,22 @@ async def open_cluster(
     """Run the manager of the cluster that the settings name. Raises one of `ERRORS`: it cannot start as configured."""
     async with open_cluster_manager(replace(cluster_settings(settings, mqtt), hands_out=hands_out)) as reign:
         yield reign
+
+
+@asynccontextmanager
+async def open_lone_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncIterator[Reign]:
+    """The same in a process without an agent, which hands out images unless it is told not to. Raises as above."""
+    images = ImagesSettings(store_directory(settings), registry_settings(settings))
+    async with open_images(images) as opened, open_cluster(settings, mqtt, answer_settings(settings, opened)) as reign:
+        yield reign
+
+
+def answer_settings(settings: NodeSettings, images: Images) -> AnswerSettings | None:
+    """What is handed out over MQTT; None where that is switched off."""
+    table = settings.manager.images if settings.manager is not None else None
+    if table is None or not table.over_mqtt:
+        return None
+    return AnswerSettings(images, table.allow, table.chunk_size_bytes, settings.mqtt.max_packet_size_bytes)
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from proplet.agent.config_permissions import ANYWHERE, own_paths
 from proplet.agent.config_schema import CeilingsTable, DefaultLimitsTable, Engine, NodeSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
+from proplet.agent.image_parts import registry_settings, store_directory
 from proplet.agent.invocations import InvocationBounds
 from proplet.agent.log_feed import LogSettings
 from proplet.agent.module_requests import RequestSettings
@@ -22,7 +23,6 @@ from proplet.agent.task_logs import LogLimits
 from proplet.agent.task_secrets import Vault
 from proplet.agent.terms import NodeLimits
 from proplet.agent.topics import Route, Topics
-from proplet.oci.settings import HostSettings, RegistrySettings
 
 WORKER_QUEUE = 4  # runs prepared while all slots are taken, so that a slot is never idle
 
@@ -121,33 +121,11 @@ def program_settings(settings: NodeSettings) -> ProgramSettings:
 def modules_settings(settings: NodeSettings) -> ModulesSettings:
     """Where modules come from and are kept. They are state: tasks start from them without a network."""
     modules = settings.modules
-    registries = {
-        host: HostSettings(
-            plain_http=given.plain_http,
-            ca_file=given.ca_file,
-            insecure=given.insecure,
-            username=given.username,
-            password=given.password.reveal() if given.password else None,
-            client_cert_file=given.client_cert_file,
-            client_key_file=given.client_key_file,
-            mirrors=given.mirrors,
-        )
-        for host, given in settings.registries.items()
-    }
     return ModulesSettings(
-        store_dir=settings.node.state_dir / "modules",
+        store_dir=store_directory(settings),
         cache_dir=settings.node.cache_dir,
         key_dir=settings.node.state_dir / "keys",
-        registry=RegistrySettings(
-            hosts=registries,
-            docker_config=modules.docker_config,
-            use_docker_config=modules.use_docker_config,
-            total_timeout_s=modules.pull_timeout_s,
-            max_module_bytes=modules.max_module_size_bytes,
-            signature_policy=modules.signature_policy,
-            signed_only=modules.signed_only,
-            local_url_hosts=modules.local_url_hosts,
-        ),
+        registry=registry_settings(settings),
         max_module_bytes=modules.max_module_size_bytes,
         cache_bytes=modules.cache_size_bytes,
         compile_memory_bytes=modules.compile_memory_bytes,
@@ -159,7 +137,7 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
 def request_settings(settings: NodeSettings) -> RequestSettings:
     """How images are asked for over MQTT."""
     return RequestSettings(
-        directory=settings.node.state_dir / "modules",
+        directory=store_directory(settings),
         timeout_s=settings.modules.mqtt_timeout_s,
         max_module_bytes=settings.modules.max_module_size_bytes,
         max_packet_bytes=settings.mqtt.max_packet_size_bytes,
