@@ -231,7 +231,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    with suppress(FileNotFoundError), mapped(path):
+    with mapped(path), suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     return False
 

@@ -21,6 +21,7 @@ from proplet.oci.errors import (
     PullCancelled,
     RegistryFault,
     SignatureExpired,
+    SignatureInvalid,
     SignatureMissing,
     SignatureUntrusted,
     StoreDamaged,
@@ -177,7 +178,7 @@ class _Pull:
 
     def _done(self, module: PulledModule) -> PulledModule:
         self._progress(Progress(PullStage.DONE, module.size, module.size))
-        return replace(module, signer=self._signer, warnings=tuple(self._warnings))
+        return replace(module, signer=self._signer, warnings=tuple(dict.fromkeys(self._warnings)))
 
     def _out_of_reach(self, trust: Policy, error: RegistryFault) -> PulledModule:
         """What the name meant last, where the registry cannot be asked now.
@@ -187,7 +188,7 @@ class _Pull:
         """
         try:
             module = self._from_store(trust, may_ask=False, whole=False)
-        except (NotInStore, StoreDamaged):
+        except (NotInStore, StoreDamaged, SignatureMissing):
             raise error from None
         self._warnings.append(f"{error}; what {self._asked} was last is used, {module.manifest_digest.short}")
         return module
@@ -236,8 +237,8 @@ class _Pull:
     def _check_trust_of_stored(self, digest: Digest, trust: Policy, *, may_ask: bool) -> None:
         try:
             self._check_trust(digest, trust, None)
-        except (SignatureMissing, SignatureUntrusted, SignatureExpired):
-            # Pulled before anybody asked for signatures, or signed again since.
+        except (SignatureMissing, SignatureInvalid, SignatureUntrusted, SignatureExpired):
+            # Pulled before anybody asked for signatures, signed again since, or the signature has rotted.
             if not may_ask or isinstance(self._pinned, WebReference):
                 raise
             from proplet.oci.sources import open_sources
@@ -252,12 +253,7 @@ class _Pull:
             TrustFault: it may not.
         """
         about = self._asked if isinstance(self._asked, Reference) else self._asked.url
-        try:
-            verdict = check(about, digest, self._layout, trust, sources)
-        except NotImplementedError:
-            if trust.decide(self._asked.name).rule is not Rule.ALLOW:
-                raise
-            return
+        verdict = check(about, digest, self._layout, trust, sources)
         self._signer = verdict.signer
         if verdict.warning is not None:
             self._warnings.append(verdict.warning)

@@ -23,6 +23,7 @@ from proplet.oci.tarball import Member, members
 _CHUNK = 128 * 1024
 _MAX_AROUND = 64 * 1024 * 1024  # what may be in the archive beside the module
 _MAX_NOTE_BYTES = 256
+_FAR = 1 << 62
 _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
@@ -113,9 +114,9 @@ class _Inflated:
         self._at = 0
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        """Go to a place further on. The end is not known: as good as the limit."""
+        """Go to a place further on. Where the end is nobody knows: far away."""
         if whence == SEEK_END:
-            return self._limit + 1
+            return _FAR
         wanted = offset + (self._at if whence == SEEK_CUR else 0)
         if wanted < self._at:
             raise InvalidArchive("the archive's parts are not in their order")
