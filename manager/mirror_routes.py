@@ -151,6 +151,9 @@ class MirrorRoutes:
         held = (await repository.now()).tags.get(tag)
         if self._naming.pulled(repository.name):
             trouble = await self._look_up(repository.name, tag)
+            if trouble is not None and held is None and _SIGNATURES.fullmatch(tag):
+                # A client that asks is about to judge by itself: for it there is none here, let it look elsewhere.
+                raise RefusedError(404, "MANIFEST_UNKNOWN", str(_refusal(trouble, "MANIFEST_UNKNOWN")))
             if trouble is not None and (held is None or not trouble.passing):
                 raise _refusal(trouble, "MANIFEST_UNKNOWN")
             if trouble is not None:

@@ -1,5 +1,8 @@
 """The mirror in front of a real registry: what its list allows is pulled through, verified, remembered, mended."""
 
+import io
+import json
+import tarfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,20 @@ from proplet.oci.layout import OciLayout
 from proplet.oci.pull import pull
 from proplet.oci.settings import HostSettings, RegistrySettings
 from tests.manager.mirrors import MODULE, put_image, serving
-from tests.support.registry import ADDITION, OCI_MANIFEST, RunningRegistry, push_blob, push_manifest, running_registry
+from tests.support.registry import (
+    ADDITION,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    RunningRegistry,
+    push_blob,
+    push_manifest,
+    running_registry,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.registry]
 
+SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 OTHER = ADDITION + b"\0\2\1x"
 QUICK = RegistrySettings(max_attempts=1, connect_timeout_s=2, read_timeout_s=5, use_docker_config=False)
 
@@ -164,3 +177,51 @@ async def test_an_image_that_the_policy_denies_is_not_served(registry: RunningRe
         refused = await served.ask(f"/v2/{registry.address}/open/granted/manifests/{MODULE}")
         assert (refused.status, refused.code) == (403, "DENIED")
         assert str(tmp_path) not in refused.body.decode()
+
+
+async def test_signatures_of_an_image_are_pulled_with_both_of_their_forms(
+    registry: RunningRegistry, tmp_path: Path
+) -> None:
+    digest, address, store = registry.push("open/signed", "1", ADDITION), registry.address, tmp_path / "store"
+    payload = push_blob(address, "open/signed", b'{"critical":{}}', SIMPLE_SIGNING)
+    config = push_blob(address, "open/signed", b"{}", "application/vnd.oci.image.config.v1+json")
+    tag = f"{digest.replace(':', '-')}.sig"
+    signature = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [payload]}
+    by_tag = push_manifest(address, "open/signed", tag, signature)
+    subject = {"mediaType": OCI_MANIFEST, "digest": digest, "size": 1}
+    bundle = {**signature, "artifactType": BUNDLE, "subject": subject}
+    by_subject = push_manifest(address, "open/signed", "bundle", bundle)
+    entry = {"mediaType": OCI_MANIFEST, "digest": by_subject, "size": len(json.dumps(bundle)), "artifactType": BUNDLE}
+    listed = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    push_manifest(address, "open/signed", digest.replace(":", "-"), listed)
+    async with serving(store, **allowing(registry, store)) as served:
+        name = f"/v2/{address}/open/signed"
+        assert (await served.ask(f"{name}/manifests/{tag}")).headers["docker-content-digest"] == by_tag
+        assert (await served.ask(f"{name}/blobs/{payload['digest']}")).body == b'{"critical":{}}'
+        (found,) = (await served.ask(f"{name}/referrers/{digest}")).json["manifests"]
+        assert (found["digest"], found["artifactType"]) == (by_subject, BUNDLE)
+        assert (await served.ask(f"{name}/manifests/{by_subject}")).status == 200
+        none = str(Digest.of(b"unsigned"))
+        missing = await served.ask(f"{name}/manifests/{none.replace(':', '-')}.sig")
+        assert (missing.status, missing.code) == (404, "MANIFEST_UNKNOWN")
+
+
+async def test_a_container_image_that_holds_a_module_is_passed_on_as_it_is(
+    registry: RunningRegistry, tmp_path: Path
+) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("addition.wasm")
+        entry.size = len(ADDITION)
+        tar.addfile(entry, io.BytesIO(ADDITION))
+    layer = push_blob(registry.address, "open/tar", archive.getvalue(), "application/vnd.oci.image.layer.v1.tar+gzip")
+    config = push_blob(registry.address, "open/tar", b'{"os":"wasi"}', "application/vnd.oci.image.config.v1+json")
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
+    push_manifest(registry.address, "open/tar", "1", manifest)
+    store = tmp_path / "store"
+    async with serving(store, **allowing(registry, store)) as served:
+        settings = RegistrySettings(hosts={registry.address: HostSettings(mirrors=(served.mirror.address,))})
+        other = OciLayout(tmp_path / "other")
+        pulled = await to_thread.run_sync(pull, f"{registry.address}/open/tar:1", other, settings)
+        assert pulled.path.read_bytes() == ADDITION
+        assert (await served.ask(f"/v2/open/tar/blobs/{layer['digest']}")).body == archive.getvalue()
