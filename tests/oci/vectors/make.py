@@ -1,4 +1,4 @@
-"""Makes the vectors beside this file with the real cosign, versions 2 and 3: ``python -m tests.oci.vectors.make V2 V3``.
+"""Makes the vectors beside this file with the real cosign, 2 and 3: ``python -m tests.oci.vectors.make V2 V3``.
 
 V2 and V3 are the programs, for example from ``go install github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5`` and
 ``.../v3/cmd/cosign@v3.1.3``, with which the committed ones were made. Needs docker-registry and openssl; asks nobody on
