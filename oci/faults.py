@@ -25,6 +25,7 @@ from proplet.oci.errors import (
     TlsFailed,
     Unauthorized,
 )
+from proplet.oci.headers import retry_after
 from proplet.oci.reference import Reference
 from proplet.oci.watch import Watch
 
@@ -109,7 +110,9 @@ def answered(
     if status == 404:
         return ManifestUnknown(f"registry {registry}: {reference.repository} has no {what}: check the tag or digest")
     if status == 429:
-        return RateLimited(f"registry {registry} limits our rate: wait, or use credentials or a mirror")
+        wait = retry_after(response.headers)
+        long = "wait" if wait is None else f"wait {wait:.0f} s"
+        return RateLimited(f"registry {registry} limits our rate: {long}, or use credentials or a mirror")
     kind = RegistryFailing if status >= 500 else RegistryError
     advice = "try again later" if status >= 500 else "check address, port and scheme"
     if "SSL certificate" in text and status in _CERTIFICATE_WANTED:

@@ -6,6 +6,7 @@ section 6, RFC 6750. Which protocol is chosen by the challenge and only then: or
 realm and hangs.
 """
 
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,8 +20,25 @@ if TYPE_CHECKING:
 
     from proplet.oci.transport import GuardedSession
 
+_QUOTED = re.compile(r'"[^"]*"')
+_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[^\s=,]|\s*(?:,|$))")
 _BUSY = {429, 500, 502, 503, 504}
 _CLIENT_ID = "proplet"  # RFC 6749 wants a name; token services of registries only log it
+
+
+def challenges(header: str) -> dict[str, str]:
+    """The challenges of a WWW-Authenticate header by scheme in lower case: some registries offer several.
+
+    RFC 9110, 11.6.1: both challenges and the parameters of one are separated by commas.
+    """
+    # Commas in quotes separate nothing, so the words are looked for where all that is quoted is struck out.
+    struck = _QUOTED.sub(lambda found: '"' + "_" * (len(found[0]) - 2) + '"', header)
+    starts = list(_SCHEME.finditer(struck))
+    ends = [found.start() for found in starts[1:]]
+    found: dict[str, str] = {}
+    for start, end in zip(starts, [*ends, len(header)], strict=False):
+        found.setdefault(start[1].lower(), header[start.start(1) : end].strip(" ,"))
+    return found
 
 
 class Login:
@@ -62,7 +80,8 @@ class Login:
             return "set credentials for it, or check the name"
         if self._accepted:
             return "the credentials are right, ask for the right to this repository or check its name"
-        return "check user name and password" if self._credentials.identity_token is None else "log in again"
+        found = self._credentials
+        return "check user name and password" if found.identity_token is found.bearer is None else "log in again"
 
     def answer(self, response: "requests.Response") -> bool:
         """Make ``headers`` answer the challenge of a refused request; False when there is nothing new to say.
@@ -73,11 +92,12 @@ class Login:
             AddressRefused: the challenge wants passwords sent where they are not safe.
             RegistryError: a challenge or an answer that is not the protocol's.
         """
-        challenge = response.headers.get("WWW-Authenticate", "")
-        scheme = challenge.partition(" ")[0].lower()
-        if scheme not in {"basic", "bearer"}:
+        offered = challenges(response.headers.get("WWW-Authenticate", ""))
+        scheme = next((known for known in ("bearer", "basic") if known in offered), None)
+        if scheme is None:
+            kinds = ", ".join(offered)[:60]
             raise RegistryError(
-                f"registry {self._reference.registry} asks for authentication of an unknown kind {scheme!r}"
+                f"registry {self._reference.registry} asks for authentication of an unknown kind {kinds!r}"
             )
         # Looked up only now: most pulls of public modules need no helper to be run and no file to be right.
         self._credentials = find_credentials(self._reference.registry, self._settings)
@@ -91,7 +111,7 @@ class Login:
                     "identity token for it: set both"
                 )
             return found is not None and self._say(self._basic(response, found))
-        token = self._token(challenge)
+        token = self._token(offered["bearer"])
         self.headers = {}
         self._accepted = True
         return self._say(token)

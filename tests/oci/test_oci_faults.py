@@ -203,7 +203,7 @@ def test_a_wait_the_registry_asks_for_is_kept(store: OciLayout) -> None:
 def test_a_wait_that_is_too_long_is_an_error_at_once(store: OciLayout) -> None:
     with faulty_registry() as registry:
         registry.script("manifests", status(429, Retry_After="3600"))
-        refused(registry, store, RateLimited)
+        assert "wait 3600 s" in str(refused(registry, store, RateLimited))
         assert len(registry.requests("manifests")) == 1
 
 

@@ -10,7 +10,8 @@ import proplet.oci
 
 HOME = {
     "oras": {"connection", "login"},
-    "requests": {"transport", "faults", "connection", "login", "registry", "upload"},  # the last four: for types only
+    # connection, login, registry and upload: for types only
+    "requests": {"transport", "faults", "web", "connection", "login", "registry", "upload"},
     "urllib3": {"transport", "faults"},
     "proplet.agent": set(),
     "proplet.manager": set(),

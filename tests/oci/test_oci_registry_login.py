@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proplet.oci.digest import Digest
 from proplet.oci.errors import RegistryFailing, RegistryFault, RegistryUnreachable, TlsFailed, Unauthorized
+from proplet.oci.login import challenges
 from proplet.oci.reference import Reference
 from proplet.oci.registry import RegistryClient
 from proplet.oci.settings import HostSettings, RegistrySettings
@@ -157,6 +160,39 @@ def test_a_token_that_expires_is_replaced() -> None:
             connected.manifest()
             connected.manifest()
         assert len(registry.requests("token")) == 2
+
+
+@pytest.mark.parametrize("first", ["Basic", "Bearer"])
+def test_of_several_challenges_the_one_for_a_token_is_answered(first: str) -> None:
+    with faulty_registry() as registry:
+        offered = [
+            f'Bearer realm="http://{registry.address}/token",service="a, b",scope="repository:demo/add:pull,push,x"',
+            'Basic realm="Gitea"',
+        ]
+        both = ", ".join(offered if first == "Bearer" else reversed(offered))
+        registry.script("manifests", status(401, WWW_Authenticate=both), ok())
+        settings = RegistrySettings(use_docker_config=False)
+        with RegistryClient(Reference.parse(registry.reference), settings) as connected:
+            connected.manifest()
+        assert registry.seen[-1].headers["Authorization"] == "Bearer t0ken"
+        assert "pull%2Cpush%2Cx" in registry.requests("token")[0].path
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["Basic", "Bearer", "Negotiate"]), st.text("abc ,=:;/", max_size=9)),
+        unique_by=lambda one: one[0],
+    )
+)
+def test_challenges_are_read_as_they_are_written(offered: list[tuple[str, str]]) -> None:
+    header = ", ".join(f'{scheme} realm="{realm}", service="x,y"' for scheme, realm in offered)
+    found = challenges(header)
+    assert found == {scheme.lower(): f'{scheme} realm="{realm}", service="x,y"' for scheme, realm in offered}
+
+
+@given(st.text('"=, \\abBearer', max_size=40))
+def test_a_header_that_is_no_challenge_is_no_error(header: str) -> None:
+    assert all(text.lower().startswith(scheme) for scheme, text in challenges(header).items())
 
 
 @pytest.fixture(scope="module")
