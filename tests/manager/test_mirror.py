@@ -10,7 +10,8 @@ from anyio import to_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proplet.manager.mirror import MirrorError, MirrorSettings, own_registries, without_own
+from proplet.manager.images import ImagesSettings, open_images
+from proplet.manager.mirror import MirrorError, MirrorSettings, open_mirror, own_registries, without_own
 from proplet.oci.digest import Digest
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_MANIFEST, Descriptor
@@ -322,3 +323,20 @@ def test_pulls_for_the_mirror_do_not_ask_the_mirror_itself() -> None:
     left = without_own(RegistrySettings(hosts=hosts), "127.0.0.1", 5000)
     assert left.hosts["ghcr.io"].mirrors == ("other.lan:5000/cache",)
     assert "localhost" in own_registries("127.0.0.1", 5000)
+
+
+async def test_a_port_that_another_has_is_said(store: Path) -> None:
+    async with serving(store) as served:
+        port = int(served.mirror.address.rpartition(":")[2])
+        with pytest.raises(MirrorError, match=r"the mirror cannot listen on .* another program listens there"):
+            async with open_images(ImagesSettings(store)) as images:
+                await open_mirror(MirrorSettings(store, port=port), images).__aenter__()
+
+
+async def test_an_index_that_cannot_be_understood_is_an_error_and_no_empty_registry(store: Path) -> None:
+    put_image(store, "localhost/a:1")
+    async with serving(store) as served:
+        (store / "index.json").write_bytes(b"{")
+        answer = await served.ask("/v2/a/manifests/1")
+        assert (answer.status, answer.code) == (500, "UNKNOWN")
+        assert str(store) not in answer.body.decode()
