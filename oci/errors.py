@@ -42,6 +42,8 @@
         ├── StoreReadOnly         store_read_only
         ├── StoreDamaged          store_damaged
         ├── NotInStore            not_in_store          asked for with the policy Never, or not there
+        ├── StoreInUse            store_in_use          a task needs what was to be removed
+        ├── StoreBusy             store_busy            a node is just taking it over
         └── StoreFailed           store_failed          any other error of the file system
 
 ``str(error)`` is one line that says what happened and what to do next. No secret is ever part of it.
@@ -291,6 +293,19 @@ class NotInStore(StoreFault):
     """The store does not hold what was asked for and may not fetch it."""
 
     reason = "not_in_store"
+
+
+class StoreInUse(StoreFault):
+    """What was to be removed is needed by a task, or by another process."""
+
+    reason = "store_in_use"
+
+
+class StoreBusy(StoreFault):
+    """Nothing may be removed just now: a node is starting and has not said what it needs."""
+
+    reason = "store_busy"
+    transient = True
 
 
 class StoreFailed(StoreFault):
