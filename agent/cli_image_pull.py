@@ -18,6 +18,10 @@ from proplet.oci import pull as pulling
 from proplet.oci.errors import OciError
 from proplet.oci.layout import OciLayout
 from proplet.oci.pull import Progress, PulledModule, PullPolicy
+from proplet.oci.reference import Reference
+from proplet.oci.settings import RegistrySettings
+from proplet.oci.signatures import fetch
+from proplet.oci.sources import open_sources
 
 
 def pull(options: argparse.Namespace) -> int:
@@ -40,7 +44,11 @@ def pull(options: argparse.Namespace) -> int:
                 failed += 1
                 complain(image, error)
             else:
+                warnings = list(module.warnings)
+                if options.policy == PullPolicy.ALWAYS.value or not module.from_cache:
+                    warnings += _bring_signatures(module, layout, settings.registry)
                 shown.end()
+                sys.stderr.writelines(f"proplet: warning: {render.one_line(text)}\n" for text in warnings)
                 pulled.append((image, module))
     if options.output == "json":
         sys.stdout.write(render.as_json([_document(image, module) for image, module in pulled]))
@@ -81,8 +89,20 @@ def table(rows: list[list[str]]) -> None:
     )
 
 
+def _bring_signatures(module: PulledModule, layout: OciLayout, settings: RegistrySettings) -> list[str]:
+    """Keep who signed the image beside it, for exports and for later policies; what hinders that is only a warning."""
+    if not isinstance(module.reference, Reference):
+        return []
+    try:
+        with open_sources(module.reference.with_digest(module.manifest_digest), settings) as sources:
+            fetch(module.reference, module.manifest_digest, layout, sources)
+    except OciError as error:
+        return [f"the signatures of {module.reference} could not be brought: {error}"]
+    return []
+
+
 def _row(module: PulledModule) -> list[str]:
-    return [str(module.reference), str(module.manifest_digest), render.size(module.size), _signer(module) or "-"]
+    return [str(module.reference), str(module.manifest_digest), render.size(module.size), module.signer or "-"]
 
 
 def _document(image: str, module: PulledModule) -> dict[str, Any]:
@@ -93,10 +113,6 @@ def _document(image: str, module: PulledModule) -> dict[str, Any]:
         "moduleDigest": str(module.module_digest),
         "size": module.size,
         "mediaType": module.media_type,
-        "signer": _signer(module),
+        "signer": module.signer,
         "fromStore": module.from_cache,
     }
-
-
-def _signer(module: PulledModule) -> str | None:
-    return getattr(module, "signer", None)

@@ -31,6 +31,7 @@ from proplet.oci.manifest import (
 )
 from proplet.oci.reference import Reference
 from proplet.oci.settings import MAX_MANIFEST_BYTES
+from proplet.oci.signatures import found_for
 from proplet.oci.tarball import END, header, padding
 
 LAYOUT_MARKER = b'{"imageLayoutVersion":"1.0.0"}'
@@ -95,8 +96,8 @@ def contents(layout: OciLayout, names: Iterable[str], *, signatures: bool = True
         for manifest in _close(layout, descriptor, found):
             if not signatures:
                 continue
-            for attached, what in _attached(layout, manifest):
-                if attached not in seen:
+            for attached in sorted(found_for(layout, manifest)):
+                if attached not in seen and (what := layout.resolve(attached)) is not None:
                     seen.add(attached)
                     pending.append((attached, what))
     return found
@@ -235,16 +236,6 @@ def _needed(manifest: ImageManifest) -> set[Digest]:
         return {select_layer(manifest).digest}
     except ContentFault:
         return {manifest.config.digest, *(layer.digest for layer in manifest.layers)}
-
-
-def _attached(layout: OciLayout, digest: Digest) -> list[tuple[str, Descriptor]]:
-    """The store's entries that sign or refer to a manifest."""
-    tag = f":{digest.algorithm}-{digest.hex}.sig"
-    return [
-        (name, descriptor)
-        for name, descriptor in sorted(layout.references().items())
-        if name.endswith(tag) or descriptor.annotations.get(SUBJECT) == str(digest)
-    ]
 
 
 def _verified(layout: OciLayout, digest: Digest, size: int) -> Iterator[bytes]:

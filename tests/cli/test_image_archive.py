@@ -41,7 +41,8 @@ def image(home: Path, *arguments: str | Path, stdin: bytes = b"") -> Done:
 def done(home: Path, *arguments: str | Path, stdin: bytes = b"") -> Any:
     """What a command says to programs, once it is known to have gone well."""
     answer = image(home, *arguments, "-q", "-o", "json", stdin=stdin)
-    assert (answer.code, answer.err) == (0, "")
+    assert answer.code == 0, answer.err
+    assert all(line.startswith("proplet: warning: ") for line in answer.err.splitlines())
     return json.loads(answer.out)
 
 
@@ -70,6 +71,18 @@ def test_a_module_goes_by_registry_and_by_file_from_one_device_to_another(
     again = f"{registry.address}/trip/again:v2"
     assert done(second, "push", name, again) | {"size": 0} == {
         "image": again, "digest": pushed["digest"], "size": 0, "sentBytes": 0, "signatures": 0}  # fmt: skip
+
+
+@pytest.mark.registry
+def test_signatures_come_with_a_pull_and_go_with_a_file(registry: RunningRegistry, home: Path, second: Path) -> None:
+    name = f"{registry.address}/signed/add:1"
+    digest = registry.push("signed/add", "1", ADDITION).replace(":", "-")
+    registry.push("signed/add", f"{digest}.sig", b"{}", media_type="application/vnd.dev.cosign.simplesigning.v1+json")
+    done(home, "pull", name)
+    exported = image(home, "export", "-f", "usb.tar", name)
+    assert "1 image and 1 signature, " in exported.err
+    answer = done(second, "import", home / "usb.tar")
+    assert [one["name"] for one in answer["signatures"]] == [f"{registry.address}/signed/add:{digest}.sig"]
 
 
 @pytest.mark.registry
@@ -204,7 +217,7 @@ def test_a_terminal_sees_a_bar_that_goes_away(home: Path, endless: tuple[str, th
         os.close(follower)
         assert waiting.wait(30)
         seen = b""
-        while b"MiB of" not in seen:
+        while b" of 47.7 MiB" not in seen:
             try:
                 seen += os.read(leader, 65536)
             except OSError:
