@@ -202,12 +202,7 @@ class _Pull:
             NotInStore, StoreDamaged: it does not, or not any more.
             TrustFault: it may not be run.
         """
-        digest = self._pinned.digest if isinstance(self._pinned, Reference) else None
-        if digest is None:
-            recorded = self._layout.resolve(self._pinned.store_name)
-            if recorded is None:
-                raise NotInStore(f"{self._pinned} was not pulled before")
-            digest = recorded.digest
+        digest = self._stored_top()
         image, layer = self._walk(digest, lambda wanted: self._layout.read(wanted, MAX_MANIFEST_BYTES))
         self._check_web(digest, layer.digest)
         self._check_size(layer)
@@ -220,6 +215,28 @@ class _Pull:
             self._layout.verify(image.config.digest)
         self._check_trust_of_stored(digest, trust, may_ask=may_ask)
         return self._finish(digest, layer, from_cache=True)
+
+    def _stored_top(self) -> Digest:
+        """The manifest or index that is meant, by its digest or by what the name meant last.
+
+        Raises:
+            NotInStore: nobody knows.
+        """
+        pinned = self._pinned.digest if isinstance(self._pinned, Reference) else self._expected
+        if pinned is not None and (isinstance(self._pinned, Reference) or self._is_manifest(pinned)):
+            return pinned
+        recorded = self._layout.resolve(self._pinned.store_name)
+        if recorded is None:
+            raise NotInStore(f"{self._pinned} was not pulled before")
+        return recorded.digest
+
+    def _is_manifest(self, digest: Digest) -> bool:
+        """Whether a blob of the store is a manifest: what pins a URL may also be the file's own digest."""
+        try:
+            parse_manifest(self._layout.read(digest, MAX_MANIFEST_BYTES))
+        except (NotInStore, StoreDamaged, InvalidManifest):
+            return False
+        return True
 
     def _check_web(self, manifest: Digest, module: Digest) -> None:
         """See that the module of a URL is the one that is pinned, by its own digest or by its manifest's.

@@ -9,7 +9,6 @@ The grammar is that of the distribution project (its ``reference`` package and t
 import ipaddress
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidDigest, InvalidReference
@@ -21,7 +20,7 @@ MAX_REPOSITORY = 255  # bytes; the reference package's limit on a repository nam
 _SCHEME = "oci://"
 _HUB_ALIASES = {"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -125,7 +124,9 @@ class WebReference:
         rest = plain[len("https://") :]
         authority = re.split(r"[/?]", rest, maxsplit=1)[0]
         if "@" in authority:
-            raise InvalidReference(f"the module URL of {urlsplit(plain).hostname} holds a user name: none can be used")
+            raise InvalidReference(
+                f"the module URL of {authority.rpartition('@')[2]} holds a user name: none can be used"
+            )
         if "\\" in plain:
             raise InvalidReference(f"module URL {shown!r}: write / and not a backslash")
         registry = authority.lower()
@@ -194,6 +195,10 @@ def _parse(text: str) -> Reference:
     head, slash, tail = rest.partition("/")
     if slash and _looks_like_registry(head):
         registry, path = head.lower(), tail
+        if not _looks_like_registry(registry):  # written in lower case it would be read as a path of Docker Hub's
+            raise InvalidReference(
+                f"registry {head[:80]!r}: write it with its domain or port; if it is none, it must be lower case"
+            )
     else:
         registry, path = DOCKER_HUB, rest
     path, colon, tag = path.partition(":")
