@@ -22,7 +22,7 @@ def export(options: argparse.Namespace) -> int:
     """Write images into an archive, all of them or none; what was written is said on standard error."""
     if options.file == _STREAM and sys.stdout.isatty():
         raise CliError("an archive is nothing for a terminal: redirect the output, or use -f FILE", USAGE)
-    with open_store(options) as (layout, _), bars(quiet=options.quiet) as shown:
+    with open_store(options, hold=True) as (layout, _), bars(quiet=options.quiet) as shown:
         shown.begin("exporting", ", ".join(options.images))
         if options.file == _STREAM:
             done = archive.export(layout, options.images, sys.stdout.buffer.write, shown.tell)
@@ -49,7 +49,7 @@ def bring(options: argparse.Namespace) -> int:
         source = sys.stdin.buffer
     elif not Path(options.file).exists():
         raise CliError(f"{options.file}: no such file or directory")
-    with open_store(options) as (layout, settings), bars(quiet=options.quiet) as shown:
+    with open_store(options, hold=True) as (layout, settings), bars(quiet=options.quiet) as shown:
         shown.begin("importing", name)
         with open_source(source, name, layout.root) as opened:
             done = unarchive.bring(

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from proplet.agent.ports import StorageError
 from proplet.oci import pull as pulling
 from proplet.oci.errors import OciError
 from proplet.oci.layout import OciLayout
+from proplet.oci.pins import Pins
 from proplet.oci.pull import Progress, PulledModule, PullPolicy
 from proplet.oci.reference import Reference
 from proplet.oci.settings import RegistrySettings
@@ -58,8 +59,10 @@ def pull(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_store(options: argparse.Namespace) -> Iterator[tuple[OciLayout, ModulesSettings]]:
+def open_store(options: argparse.Namespace, *, hold: bool = False) -> Iterator[tuple[OciLayout, ModulesSettings]]:
     """Yield this node's store of images and the settings it is used with, as the configuration says.
+
+    ``hold``: nothing is removed from it meanwhile, by whichever process.
 
     Raises:
         CliError: it cannot be opened, or something of `proplet.oci` is not caught inside.
@@ -70,7 +73,11 @@ def open_store(options: argparse.Namespace) -> Iterator[tuple[OciLayout, Modules
     settings = parts.modules_settings(loaded.settings)
     try:
         own_directory(loaded.settings.node.state_dir)
-        yield OciLayout(settings.store_dir.absolute()), settings
+        layout = OciLayout(settings.store_dir.absolute())
+        with Pins(layout.root) if hold else nullcontext() as pins:
+            if pins is not None:
+                pins.hold_everything()
+            yield layout, settings
     except (OciError, StorageError) as error:
         raise CliError(str(error)) from error
 

@@ -27,7 +27,7 @@ def push(options: argparse.Namespace) -> int:
         )
     if file is None and annotations:
         raise CliError("--annotation is for a .wasm file: an image of the store is pushed as it is", USAGE)
-    with open_store(options) as (layout, settings), bars(quiet=options.quiet) as shown:
+    with open_store(options, hold=True) as (layout, settings), bars(quiet=options.quiet) as shown:
         shown.begin("pushing", str(target or options.module))
         if file is not None and target is not None:
             done = _push_file(file, target, settings.registry, annotations, shown)
