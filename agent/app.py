@@ -247,8 +247,7 @@ async def _start_manager(
         tls_certificate=api.tls_cert_file,
         tls_key=api.tls_key_file,
     )
-    with as_node_errors(*app_images.ERRORS):
-        images, mirror = await stack.enter_async_context(app_images.open_served_images(settings))
+    images, mirror = await stack.enter_async_context(app_images.open_served_images(settings))
     mirror_address, hands_out = mirror.address if mirror else None, app_images.answer_settings(settings, images)
     if settings.kubernetes is not None:
         from proplet.agent.app_cluster import ERRORS, open_cluster, open_local_api

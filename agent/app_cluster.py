@@ -6,16 +6,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from proplet.agent.app_images import answer_settings, open_served_images
 from proplet.agent.config_check import bind_address
 from proplet.agent.config_schema import KubernetesTable, NodeSettings
-from proplet.agent.image_parts import registry_settings, store_directory
 from proplet.agent.link_parts import topics_of
 from proplet.agent.mqtt_model import MqttSettings
 from proplet.manager.cluster import ClusterSettings, Reign, lease_terms, open_cluster_manager
 from proplet.manager.exchange import Policy
 from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
-from proplet.manager.images import Images, ImagesSettings, open_images
 from proplet.manager.kubernetes_access import Access
 from proplet.manager.module_answers import AnswerSettings
 from proplet.manager.pod_grants import Grants
@@ -96,18 +95,12 @@ async def open_cluster(
 
 @asynccontextmanager
 async def open_lone_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncIterator[Reign]:
-    """The same in a process without an agent, which hands out images unless it is told not to. Raises as above."""
-    images = ImagesSettings(store_directory(settings), registry_settings(settings))
-    async with open_images(images) as opened, open_cluster(settings, mqtt, answer_settings(settings, opened)) as reign:
+    """The same in a process without an agent, which hands out images and has its mirror. Raises as above."""
+    async with (
+        open_served_images(settings) as (images, _mirror),
+        open_cluster(settings, mqtt, answer_settings(settings, images)) as reign,
+    ):
         yield reign
-
-
-def answer_settings(settings: NodeSettings, images: Images) -> AnswerSettings | None:
-    """What is handed out over MQTT; None where that is switched off."""
-    table = settings.manager.images if settings.manager is not None else None
-    if table is None or not table.over_mqtt:
-        return None
-    return AnswerSettings(images, table.allow, table.chunk_size_bytes, settings.mqtt.max_packet_size_bytes)
 
 
 @asynccontextmanager

@@ -2,32 +2,35 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import TYPE_CHECKING
 
-from proplet.agent import parts
 from proplet.agent.config_schema import MirrorTable, NodeSettings
+from proplet.agent.failures import as_node_errors
+from proplet.agent.image_parts import registry_settings, store_directory
 from proplet.manager.images import Images, ImagesSettings, open_images
-from proplet.manager.mirror import Mirror, MirrorError, MirrorSettings, open_mirror, without_own
 from proplet.manager.module_answers import AnswerSettings
 
-#: What keeps the mirror from starting.
-ERRORS: Final = (MirrorError,)
+if TYPE_CHECKING:
+    from proplet.manager.mirror import Mirror, MirrorSettings
 
 
 def images_settings(settings: NodeSettings) -> ImagesSettings:
     """How images are pulled for others: as the node pulls its own, but never from its own mirror."""
-    modules = parts.modules_settings(settings)
-    registry = modules.registry
+    registry = registry_settings(settings)
     if settings.manager is not None and (table := settings.manager.mirror) is not None:
+        from proplet.manager.mirror import without_own
+
         registry = without_own(registry, table.host, table.port)
-    return ImagesSettings(modules.store_dir, registry)
+    return ImagesSettings(store_directory(settings), registry)
 
 
-def mirror_settings(settings: NodeSettings, table: MirrorTable) -> MirrorSettings:
+def mirror_settings(settings: NodeSettings, table: MirrorTable) -> "MirrorSettings":
     """Where the mirror listens and what it gives away."""
+    from proplet.manager.mirror import MirrorSettings
+
     assert settings.manager is not None
     return MirrorSettings(
-        store_dir=parts.modules_settings(settings).store_dir,
+        store_dir=store_directory(settings),
         host=table.host,
         port=table.port,
         username=table.username,
@@ -47,12 +50,19 @@ def answer_settings(settings: NodeSettings, images: Images) -> AnswerSettings | 
 
 
 @asynccontextmanager
-async def open_served_images(settings: NodeSettings) -> AsyncIterator[tuple[Images, Mirror | None]]:
-    """Yield the images for others, and the mirror where one is configured. Raises one of `ERRORS`."""
+async def open_served_images(settings: NodeSettings) -> "AsyncIterator[tuple[Images, Mirror | None]]":
+    """Yield the images for others, and the mirror where one is configured.
+
+    Raises:
+        NodeError: the mirror cannot be opened as configured.
+    """
     async with open_images(images_settings(settings)) as images:
         table = settings.manager.mirror if settings.manager is not None else None
         if table is None:
             yield images, None
             return
-        async with open_mirror(mirror_settings(settings, table), images) as mirror:
-            yield images, mirror
+        from proplet.manager.mirror import MirrorError, open_mirror  # with it comes an HTTP server
+
+        with as_node_errors(MirrorError):
+            async with open_mirror(mirror_settings(settings, table), images) as mirror:
+                yield images, mirror

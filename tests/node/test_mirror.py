@@ -1,11 +1,15 @@
 """Two nodes without a registry: one has the images and serves them as a mirror, the other names it and runs them."""
 
 import json
+import socket
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from proplet.agent import app_images
+from proplet.agent.config_schema import ManagerTable, MirrorTable, NodeSettings, NodeTable
+from proplet.agent.failures import NodeError
 from tests.manager.mirrors import Asker, put_image
 from tests.node.test_jobs_on_a_node import NODE, Hub
 from tests.support.mosquitto import free_port, mosquitto_program
@@ -58,3 +62,20 @@ async def test_a_device_without_internet_runs_an_image_from_the_mirror_of_its_hu
             # Without the password nobody gets anything.
             refused = await Asker(f"127.0.0.1:{port}", tls.ca)("/v2/")
             assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
+
+
+async def test_a_mirror_whose_port_is_taken_keeps_the_node_from_starting_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        table = MirrorTable(port=other.getsockname()[1])
+        settings = NodeSettings(node=NodeTable(state_dir=tmp_path), manager=ManagerTable(mirror=table))
+        with pytest.raises(NodeError, match=r"^the mirror cannot listen on [^\n]* another program listens there$"):
+            async with app_images.open_served_images(settings):
+                pass
+
+
+async def test_a_manager_without_a_mirror_has_the_images_and_no_listener(tmp_path: Path) -> None:
+    settings = NodeSettings(node=NodeTable(state_dir=tmp_path), manager=ManagerTable())
+    digest = put_image(tmp_path / "modules", IMAGE)
+    async with app_images.open_served_images(settings) as (images, mirror):
+        assert mirror is None
+        assert (await images.fetch(IMAGE)).digest == digest
