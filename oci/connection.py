@@ -18,6 +18,7 @@ from proplet.oci.errors import (
     ManifestUnknown,
     OciError,
     PullTimeout,
+    RegistryError,
     RegistryFailing,
     RegistryUnreachable,
     RepositoryUnknown,
@@ -120,7 +121,12 @@ class Connection:
             RegistryFault: no answer could be had.
             InvalidCredentials: the registry wants credentials, and a file or helper with them cannot be used.
         """
-        target = self._target(url)
+        try:
+            target = self._target(url)
+        except ValueError:  # an address in brackets that is none
+            raise RegistryError(
+                f"registry {self.reference.registry} sends us to {url[:80]!r}, which is no URL"
+            ) from None
         start = data.tell() if data is not None and not isinstance(data, bytes) else None
         sent = {"Accept": accept, **(headers or {})}
         retried = _RETRIED_PATCH if method == "PATCH" else _RETRIED

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin
 
 from proplet.oci.errors import RegistryError
 
@@ -42,9 +43,12 @@ def content_range(headers: Mapping[str, str]) -> tuple[int, int, int] | None:
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
-def next_page(headers: Mapping[str, str]) -> str | None:
-    """Where a list goes on: the URL with ``rel="next"`` in a Link header (RFC 8288), absolute or relative."""
+def next_page(headers: Mapping[str, str], url: str) -> str | None:
+    """Where the list at ``url`` goes on: what a Link header calls ``rel="next"`` (RFC 8288), or None."""
     for found in _LINK.finditer(headers.get("Link", "")):
         if re.search(r';\s*rel\s*=\s*"?next"?\s*(;|$)', found[2]):
-            return found[1]
+            try:
+                return urljoin(url, str(found[1]))
+            except ValueError:  # an address in brackets that is none
+                return None
     return None

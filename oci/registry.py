@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
-from urllib.parse import urljoin
 
 from proplet.oci.blobs import PartialBlob
 from proplet.oci.connection import Connection
@@ -164,9 +163,9 @@ class RegistryClient:
                 if status != 200:
                     raise self._connection.refusal(response, f"list of what refers to {digest}")
                 data = self._read_document(response, f"the list of what refers to {digest.short}")
-                following = next_page(response.headers)
+                following = next_page(response.headers, response.url)
             found.update((one.digest, one) for one in _entries(data))
-            url = urljoin(response.url, following) if following else None
+            url = following
         return tuple(found.values())
 
     def copy_blob(

@@ -27,7 +27,7 @@ from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from proplet.oci.reference import Reference
 from proplet.oci.registry import RegistryClient
-from proplet.oci.settings import RegistrySettings
+from proplet.oci.settings import HostSettings, RegistrySettings
 from tests.oci.faulty_registry import (
     Answer,
     FaultyRegistry,
@@ -315,6 +315,23 @@ def test_urls_of_the_registry_are_taken_as_they_come(registry: FaultyRegistry) -
     assert {one.path for one in registry.seen} == {"/v2/demo/add/blobs/x"}
 
 
+@pytest.mark.parametrize("url", ["http://[x/", "file:///etc/passwd", "https://a.b:port/", "gopher://a.b/"])
+def test_what_is_no_url_of_a_registry_is_not_followed(registry: FaultyRegistry, url: str) -> None:
+    with client(registry) as connected, pytest.raises(RegistryError):
+        connected.exchange("GET", url)
+
+
+def test_credentials_are_not_shown_where_a_location_leads_elsewhere(registry: FaultyRegistry) -> None:
+    host = HostSettings(username="user", password="s3cret")
+    settings = RegistrySettings(hosts={registry.address: host}, use_docker_config=False)
+    registry.script("blobs", status(401, WWW_Authenticate='Basic realm="x"'), ok())
+    with faulty_registry() as storage, client(registry, settings) as connected:
+        connected.exchange("GET", "/blobs/x").close()
+        connected.exchange("PUT", f"http://{storage.address}/blobs/x", data=b"x").close()
+        assert "Authorization" in registry.seen[-1].headers
+        assert "Authorization" not in storage.seen[0].headers
+
+
 def test_a_registry_that_breaks_every_connection_is_given_up(registry: FaultyRegistry, store: OciLayout) -> None:
     registry.script("blobs", truncated(20))
     with pytest.raises((RegistryUnreachable, Truncated)):
@@ -344,8 +361,10 @@ def test_a_blob_behind_a_redirect_is_continued_there(registry: FaultyRegistry, s
 
 @given(st.text())
 def test_headers_that_are_none_are_no_error(text: str) -> None:
-    for read in (content_range, next_page, retry_after):
-        read({"Content-Range": text, "Link": text, "Retry-After": text})
+    content_range({"Content-Range": text})
+    retry_after({"Retry-After": text})
+    next_page({"Link": text}, "https://a.b/")
+    next_page({"Link": f"<{text}>; rel=next"}, "https://a.b/")
 
 
 @given(st.integers(0, 10**18), st.integers(0, 10**18), st.integers(0, 10**18))
@@ -356,12 +375,13 @@ def test_a_content_range_is_read_as_it_is_written(first: int, last: int, size: i
 @pytest.mark.parametrize(
     ("link", "url"),
     [
-        ('</v2/x?n=1>; rel="next"', "/v2/x?n=1"),
+        ('</v2/x?n=1>; rel="next"', "https://h.i/v2/x?n=1"),
         ("<https://a.b/c,d>; title=x; rel=next", "https://a.b/c,d"),
-        ('<a>; rel="prev", <b>; rel="next"', "b"),
+        ('<a>; rel="prev", <b>; rel="next"', "https://h.i/v2/b"),
+        ('<http://[x>; rel="next"', None),
         ('<a>; rel="prev"', None),
         ("", None),
     ],
 )
 def test_the_next_page_is_where_the_link_says(link: str, url: str | None) -> None:
-    assert next_page({"Link": link}) == url
+    assert next_page({"Link": link}, "https://h.i/v2/y") == url
