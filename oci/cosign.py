@@ -37,7 +37,7 @@ BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 SIGNATURE = "dev.cosignproject.cosign/signature"
 
 _PAYLOAD_TYPE = "cosign container image signature"
-_STATEMENT_TYPES = {"https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1"}
+_STATEMENT_TYPES = ("https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1")
 _IN_TOTO = "application/vnd.in-toto+json"
 _SIGN_PREDICATE = "https://sigstore.dev/cosign/sign/v1"
 _LEAST_RSA_BITS = 2048

@@ -176,6 +176,11 @@ def push_manifest(registry_address: str, repository: str, tag: str, document: di
     return push.manifest(json.dumps(document).encode(), document["mediaType"], tag)
 
 
+def push_raw(registry_address: str, repository: str, tag: str, manifest: bytes, media_type: str) -> str:
+    """Push a manifest byte for byte; returns its digest."""
+    return _Push(registry_address, repository).manifest(manifest, media_type, tag)
+
+
 def push_blob(registry_address: str, repository: str, data: bytes, media_type: str) -> dict[str, Any]:
     """Push a blob; returns its descriptor."""
     return _Push(registry_address, repository).blob(data, media_type)
