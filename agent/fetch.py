@@ -65,7 +65,8 @@ class ModulesSettings:
 
     `store_dir` is an OCI image layout. `key_dir` holds the device's key, as in `runtime.RuntimeSettings`.
     `compile_memory_bytes` caps a builder's data, and so does what is free; `memory_room` has what modules take.
-    `engine` as in `runtime.RuntimeSettings`.
+    `engine` as in `runtime.RuntimeSettings`. `store_bytes` is how much the store may have; what is in use, and what
+    the unfinished tasks in `journal` need, stays anyway.
     """
 
     store_dir: Path
@@ -74,6 +75,8 @@ class ModulesSettings:
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     max_module_bytes: int = 100 * _MIB
     cache_bytes: int = 512 * _MIB
+    store_bytes: int = 2048 * _MIB
+    journal: Path | None = None
     compile_memory_bytes: int = 512 * _MIB
     compile_timeout_s: float = 600.0
     linger_s: float = 5.0

@@ -128,6 +128,8 @@ def modules_settings(settings: NodeSettings) -> ModulesSettings:
         registry=registry_settings(settings),
         max_module_bytes=modules.max_module_size_bytes,
         cache_bytes=modules.cache_size_bytes,
+        store_bytes=modules.store_size_bytes,
+        journal=settings.node.state_dir / "journal.db",
         compile_memory_bytes=modules.compile_memory_bytes,
         compile_timeout_s=modules.compile_timeout_s,
         engine=settings.runtime.engine.value,

@@ -16,14 +16,13 @@ from proplet.oci.files import mapped
 from proplet.oci.layout import REF_NAME, OciLayout
 from proplet.oci.manifest import Descriptor, ImageIndex, ImageManifest, parse_manifest, select_layer, select_platform
 from proplet.oci.settings import MAX_MANIFEST_BYTES
+from proplet.oci.unpack import noted
 
 #: Says of an entry of the index what it signs, or refers to.
 SUBJECT: Final = "io.proplet.subject"
 #: Tags that say it: cosign's, and the fallback of the referrers API (distribution specification 1.1).
 _SUBJECT_TAG: Final = re.compile(r":(sha256|sha512)-([0-9a-f]+)(\.[a-z]+)?")
-_DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)")
 _MAX_DEPTH: Final = 3
-_MAX_NOTE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +176,7 @@ class _Walk:
         elif isinstance(manifest, ImageManifest):
             for part in (manifest.config, *manifest.layers):
                 found.add(part.digest)
-                if (module := unpacked_from(self._layout, part.digest)) is not None:
+                if (module := noted(self._layout, part.digest)) is not None:
                     found.add(module)
 
     def _manifest(self, digest: Digest) -> ImageManifest | ImageIndex | str:
@@ -224,7 +223,7 @@ class _Walk:
             layer = select_layer(manifest)
         except OciError:  # an artifact of another kind: all of it counts
             return None, self._missing((manifest.config, *manifest.layers))
-        return unpacked_from(self._layout, layer.digest) or layer.digest, self._missing((manifest.config, layer))
+        return noted(self._layout, layer.digest) or layer.digest, self._missing((manifest.config, layer))
 
     def _missing(self, parts: Iterable[Descriptor]) -> str:
         for part in parts:
@@ -234,15 +233,6 @@ class _Walk:
             if file.size != part.size:
                 return f"the blob {part.digest.short} has {file.size} of {part.size} bytes"
         return ""
-
-
-def unpacked_from(layout: OciLayout, layer: Digest) -> Digest | None:
-    """The module that was taken out of a layer, as the store remembers it."""
-    with suppress(OSError, InvalidDigest):
-        with (layout.root / "unpacked" / f"{layer.algorithm}-{layer.hex}").open("rb") as file:
-            said = _DIGEST.search(file.read(_MAX_NOTE_BYTES).decode("ascii", "replace"))
-        return Digest(*said.groups()) if said else None
-    return None
 
 
 def _files(layout: OciLayout) -> dict[Digest, BlobFile]:
