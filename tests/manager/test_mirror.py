@@ -1,6 +1,7 @@
 """The mirror of the store as a registry: what it answers, to whom, and what it keeps to itself."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -340,3 +341,13 @@ async def test_an_index_that_cannot_be_understood_is_an_error_and_no_empty_regis
         answer = await served.ask("/v2/a/manifests/1")
         assert (answer.status, answer.code) == (500, "UNKNOWN")
         assert str(store) not in answer.body.decode()
+
+
+async def test_what_is_served_counts_as_used(store: Path) -> None:
+    digest = put_image(store, "localhost/a:1")
+    files = [OciLayout(store).path(Digest.parse(each)) for each in (digest, MODULE)]
+    for file in files:
+        os.utime(file, (1000, 1000))
+    async with serving(store) as served:
+        assert (await served.ask(f"/v2/a/blobs/{MODULE}")).body == ADDITION
+    assert all(file.stat().st_mtime > 1_000_000 for file in files)
