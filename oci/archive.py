@@ -66,6 +66,10 @@ def stored(layout: OciLayout, text: str) -> tuple[str, Descriptor]:
         InvalidReference: it is no reference.
     """
     known = layout.references()
+    if text.startswith("https://"):
+        text = text.partition("#")[0]
+        if text not in known:
+            raise NotInStore(f"{text} is not in the store: `proplet image ls` shows what is")
     if text in known:
         return text, known[text]
     reference = Reference.parse(text)

@@ -23,6 +23,7 @@ from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_INDEX, OCI_MANIFEST, WASM_CONFIG, Descriptor
 from proplet.oci.pull import PullPolicy, pull
 from proplet.oci.settings import RegistrySettings
+from proplet.oci.tarball import END, header, padding
 from proplet.oci.unarchive import Imported, bring
 from tests.support.modules import module
 
@@ -137,9 +138,12 @@ def test_signatures_and_referrers_come_along_and_go_on(store: OciLayout, other: 
 def test_an_image_is_found_by_tag_digest_and_url(store: OciLayout) -> None:
     image = put(store, NAME)
     put(store, "https://example.com/add.wasm")
-    for name in (NAME, f"example.com/demo/add@{image.digest}", "https://example.com/add.wasm"):
+    url = "https://example.com/add.wasm"
+    for name in (NAME, f"example.com/demo/add@{image.digest}", url, f"{url}#sha256={Digest.of(ADDITION).hex}"):
         found, descriptor = stored(store, name)
-        assert (found, descriptor.digest) == (name, image.digest)
+        assert (found, descriptor.digest) == (name.partition("#")[0], image.digest)
+    with pytest.raises(NotInStore, match="image ls"):
+        stored(store, "https://example.com/other.wasm")
     with pytest.raises(NotInStore, match="image ls"):
         stored(store, "example.com/demo/add:v2")
 
@@ -170,6 +174,34 @@ def test_an_index_is_exported_with_the_part_that_was_pulled(store: OciLayout, ot
     done = imported(other, exported(store, "example.com/multi:1"))
     assert (done.images[0].digest, done.refused) == (top.digest, [])
     assert pull("example.com/multi:1", other, OFFLINE, policy=PullPolicy.NEVER).path.read_bytes() == ADDITION
+
+
+def test_what_docker_saves_of_an_image_from_scratch_runs(other: OciLayout) -> None:
+    """Names by containerd, the module in a plain tar layer, and Docker's own files beside the layout."""
+
+    def tar(files: dict[str, bytes]) -> bytes:
+        return b"".join(header(name, len(body)) + body + padding(len(body)) for name, body in files.items()) + END
+
+    def described(data: bytes, kind: str) -> dict[str, Any]:
+        blobs_[f"blobs/sha256/{Digest.of(data).hex}"] = data
+        return {"mediaType": kind, "digest": str(Digest.of(data)), "size": len(data)}
+
+    blobs_: dict[str, bytes] = {}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": described(b"{}", "application/vnd.oci.image.config.v1+json"),
+        "layers": [described(tar({"add.wasm": ADDITION}), "application/vnd.oci.image.layer.v1.tar")],
+    }
+    top = described(json.dumps(document).encode(), OCI_MANIFEST) | {
+        "annotations": {"io.containerd.image.name": "docker.io/library/add:1", "org.opencontainers.image.ref.name": "1"}
+    }
+    index = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
+    own = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "manifest.json": b"[]", "repositories": b"{}"}
+    assert [one.name for one in imported(other, tar({**blobs_, "index.json": index, **own})).images] == [
+        "docker.io/library/add:1"
+    ]
+    assert pull("add:1", other, OFFLINE, policy=PullPolicy.NEVER).path.read_bytes() == ADDITION
 
 
 def test_a_rotten_or_missing_blob_is_not_exported(store: OciLayout, tmp_path: Path) -> None:
