@@ -12,6 +12,7 @@ named ``registry/repository@sha256:<its digest>`` with the annotation ``io.propl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from proplet.oci import cosign
@@ -106,7 +107,7 @@ def check(
         except RegistryFault:
             if not hearing.faults:  # else what is wrong with those at hand says more
                 raise
-        hearing.hear([*_stored(layout, digest), *unusable])
+        hearing.hear([*unusable, *_stored(layout, digest)])
     return Verdict(Rule.REQUIRE, hearing.verdict())
 
 
@@ -115,26 +116,38 @@ def fetch(reference: Reference, digest: Digest, layout: OciLayout, sources: Sign
 
     Raises:
         RegistryFault, ContentFault, StoreFault: as a pull.
-        SignatureInvalid: something in a signature's place is none.
+        SignatureInvalid: something in a signature's place is none. The others are in the store nevertheless.
     """
-    names = []
+    names: list[str] = []
+    broken: list[ContentFault | TrustFault] = []
+
+    def keep(key: str, name: str, annotations: Mapping[str, str]) -> None:
+        try:
+            if (found := sources.find_manifest(key)) is not None:
+                names.append(_keep(name, found, annotations, layout, sources))
+        except (ContentFault, TrustFault) as error:  # one that is broken must not hide the others
+            broken.append(error)
+
     tag = f"{digest.algorithm}-{digest.hex}.sig"
-    if (found := sources.find_manifest(tag)) is not None:
-        names.append(_keep(f"{reference.name}:{tag}", found, {}, layout, sources))
+    keep(tag, f"{reference.name}:{tag}", {})
     referrers = [entry for entry in sources.referrers(digest) if entry.artifact_type in _REFERRERS]
     for entry in referrers[:_MAX_SIGNATURES]:
-        if (found := sources.find_manifest(str(entry.digest))) is not None:
-            name = f"{reference.name}@{entry.digest}"
-            names.append(_keep(name, found, {SUBJECT: str(digest)}, layout, sources))
+        keep(str(entry.digest), f"{reference.name}@{entry.digest}", {SUBJECT: str(digest)})
+    if broken:
+        raise broken[0]
     return tuple(names)
 
 
 def found_for(layout: OciLayout, digest: Digest) -> tuple[str, ...]:
     """Names of the store's index entries that sign or refer to an image (export, rm and gc take them along)."""
+    return _attached(layout.references(), digest)
+
+
+def _attached(references: Mapping[str, Descriptor], digest: Digest) -> tuple[str, ...]:
     tag = f":{digest.algorithm}-{digest.hex}.sig"
     return tuple(
         name
-        for name, entry in layout.references().items()
+        for name, entry in references.items()
         if name.endswith(tag) or entry.annotations.get(SUBJECT) == str(digest)
     )
 
@@ -173,7 +186,7 @@ def _keep(
 def _stored(layout: OciLayout, digest: Digest) -> Iterator[cosign.Signature | TrustFault]:
     """What the store holds of an image's signatures; one that cannot be used is told as a fault."""
     references = layout.references()
-    for name in found_for(layout, digest)[:_MAX_SIGNATURES]:
+    for name in _attached(references, digest)[:_MAX_SIGNATURES]:
         try:
             manifest = parse_manifest(layout.read(references[name].digest, MAX_MANIFEST_BYTES))
         except (ContentFault, NotInStore, StoreDamaged) as error:
@@ -217,7 +230,7 @@ class _Hearing:
         self.faults.clear()
         # All keys are read, also when no signature comes: a wrong one is to be found before it is needed.
         keys = [(key, cosign.read_public_key(key.pem, f"key {key.name} ({key.file})")) for key in self.decision.keys]
-        for signature in found:
+        for signature in islice(found, _MAX_SIGNATURES):
             if isinstance(signature, TrustFault):
                 self.faults.append(signature)
                 continue

@@ -24,7 +24,7 @@ from proplet.oci.settings import RegistrySettings
 from proplet.oci.signatures import check, fetch, found_for
 from proplet.oci.sources import open_sources
 from tests.support.ports import free_port
-from tests.support.registry import OCI_MANIFEST, RunningRegistry, running_registry
+from tests.support.registry import OCI_MANIFEST, RunningRegistry, push_raw, running_registry
 from tests.support.signatures import (
     DIGEST,
     FORMS,
@@ -215,6 +215,23 @@ def test_a_rotten_signature_is_fetched_again(tmp_path: Path, layout: OciLayout, 
         assert fetch(reference, DIGEST, layout, sources) == (f"{reference.name}:sha256-{DIGEST.hex}.sig",)
         layout.path(Digest.of(found["layer"])).write_bytes(b"rotten")
         assert check(reference, DIGEST, layout, policy, sources).signer == "p256"
+
+
+@pytest.mark.registry
+def test_a_broken_signature_hides_no_good_one(tmp_path: Path, layout: OciLayout, registry: RunningRegistry) -> None:
+    push_image(registry.address, "broken")
+    found = parts("p256", "simple")
+    index = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+    push_signature(registry.address, "broken", parts("p384", "bundle"), tagged=False)
+    tag = f"sha256-{DIGEST.hex}.sig"
+    push_raw(registry.address, "broken", tag, index, "application/vnd.oci.image.index.v1+json")
+    reference = Reference.parse(f"{registry.address}/broken:1")
+    with open_sources(reference, RegistrySettings()) as sources:
+        assert check(reference, DIGEST, layout, require(tmp_path, "p384"), sources).signer == "p384"
+        with pytest.raises(SignatureInvalid, match="no manifest of"):
+            check(reference, DIGEST, layout, require(tmp_path, "p256"), sources)
+        push_signature(registry.address, "broken", found, tagged=True)
+        assert check(reference, DIGEST, layout, require(tmp_path, "p256"), sources).signer == "p256"
 
 
 @pytest.mark.registry
