@@ -158,15 +158,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             return
         temporary, file = create_temporary(path.absolute().parent)
     try:
-        with file:
+        with mapped(path), file:
             yield file
-            with mapped(path):
-                file.flush()
-                os.fsync(file.fileno())
-                with suppress(OSError):  # some USB sticks have no modes
-                    temporary.chmod(0o666 & ~_umask())
-                temporary.rename(path)
-                sync_directory(path.absolute().parent)
+            file.flush()
+            os.fsync(file.fileno())
+            with suppress(OSError):  # some USB sticks have no modes
+                temporary.chmod(0o666 & ~_umask())
+            temporary.rename(path)
+            sync_directory(path.absolute().parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

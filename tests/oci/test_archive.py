@@ -18,14 +18,15 @@ from proplet.oci.archive_names import SUBJECT
 from proplet.oci.archive_source import open_source
 from proplet.oci.artifact import make_artifact
 from proplet.oci.digest import Digest
-from proplet.oci.errors import InvalidArchive, NotInStore, StoreDamaged
+from proplet.oci.errors import DiskFull, InvalidArchive, NotInStore, StoreDamaged
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_INDEX, OCI_MANIFEST, WASM_CONFIG, Descriptor
 from proplet.oci.pull import PullPolicy, pull
 from proplet.oci.settings import RegistrySettings
 from proplet.oci.tarball import END, header, padding
 from proplet.oci.unarchive import Imported, bring
-from tests.support.modules import module
+from tests.support.disks import mounted
+from tests.support.modules import module, padded
 
 ADDITION = module("addition")
 NAME = "example.com/demo/add:v1"
@@ -228,6 +229,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         file.write(b"after")
     assert target.read_bytes() == b"after"
     assert {path.name for path in tmp_path.iterdir()} == {"x.tar", "empty"}
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(store: OciLayout, tmp_path: Path) -> None:
+    put(store, NAME, padded(ADDITION, 9_000_000))
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        with pytest.raises(DiskFull, match=r"x\.tar"), whole_file(disk / "x.tar") as file:
+            export(store, [NAME], file.write)
+        assert [path for path in disk.iterdir() if path.is_file()] == []
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
