@@ -14,10 +14,13 @@ from proplet.agent.config_schema import (
     HttpTable,
     KubernetesTable,
     MirrorTable,
+    ModulesTable,
     MqttTable,
     NodeSettings,
 )
 from proplet.agent.mqtt_model import AddressError, parse_address
+from proplet.oci.errors import InvalidPolicy
+from proplet.oci.policy import load_policy
 
 # unix(7): sun_path holds 108 bytes, the last of them zero.
 _MAX_SOCKET_PATH = 107
@@ -57,7 +60,15 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
         yield from _readable(f"{table}.ca_file", registry.ca_file)
         files = registry.client_cert_file, registry.client_key_file
         yield from _pair(f"{table}.client_cert_file", files[0], f"{table}.client_key_file", files[1])
-    yield from _readable("modules.signature_policy", settings.modules.signature_policy)
+    yield from _policy(settings.modules)
+
+
+def _policy(modules: ModulesTable) -> Iterator[tuple[str, str]]:
+    """Whoever writes a policy learns here what is wrong with it, and not when an image is refused."""
+    try:
+        load_policy(modules.signature_policy, signed_only=modules.signed_only)
+    except InvalidPolicy as error:
+        yield "modules.signed_only" if modules.signature_policy is None else "modules.signature_policy", str(error)
 
 
 def _identity(settings: NodeSettings) -> Iterator[tuple[str, str]]:

@@ -91,3 +91,14 @@ def test_inspect_shows_who_signed_where_the_policy_asks(configured: Path, regist
     (configured / "policy.toml").write_text('default = "allow"')
     seen = json.loads(image(configured, "inspect", "-q", "-o", "json", f"{registry.address}/unsigned:1").out)
     assert seen["signer"] is None
+
+
+def test_a_policy_that_is_wrong_is_said_when_the_configuration_is_checked(configured: Path) -> None:
+    (configured / "policy.toml").write_text('defualt = "require"')
+    done = proplet_now(configured, ["config", "check", "--config", configured / "node.toml"])
+    assert done.code != 0
+    assert "unknown key 'defualt'" in done.err + done.out
+    (configured / "node.toml").write_text("[broker]\n[modules]\nsigned_only = true\n")
+    done = proplet_now(configured, ["config", "check", "--config", configured / "node.toml"])
+    assert done.code != 0
+    assert "signed_only" in done.err + done.out
