@@ -114,7 +114,7 @@ async def open_manager(
         handing = settings.hands_out is not None
         bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s, handing)
         starts = RoundStarts(store, control.hear)
-        answers = ModuleAnswers(settings.hands_out, Assigned(control.held_by, control.tasks), starts.hear)
+        answers = ModuleAnswers(settings.hands_out, Assigned(control.held_by, control.held_by_others), starts.hear)
         bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, answers.hear))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(control.run, bus)

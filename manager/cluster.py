@@ -252,7 +252,7 @@ class Reign:
         bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s, handing)
         self.control = control
         starts = RoundStarts(self.store, control.hear)
-        answers = ModuleAnswers(settings.hands_out, Assigned(control.held_by, control.tasks), starts.hear)
+        answers = ModuleAnswers(settings.hands_out, Assigned(control.held_by, control.held_by_others), starts.hear)
         try:
             async with (
                 open_bus(bus_settings, control.announcement, answers.hear) as bus,

@@ -138,9 +138,14 @@ class Controller:
         """Return the tasks that a proplet should have."""
         return [task for uid in self._book.held_by(proplet_id) if (task := self._book.get(uid)) is not None]
 
-    def tasks(self) -> Iterable[Task]:
-        """Return every task; a snapshot."""
-        return self._book.all()
+    def held_by_others(self) -> Iterable[Task]:
+        """Return the tasks that are with peers which have no topics of their own, and those for everybody."""
+
+        def shares(task: Task) -> bool:
+            said = self.announcement(task.status.proplet_id) if task.status.proplet_id is not None else None
+            return said is None or "own" not in said.topics
+
+        return [task for task in self._book.all() if shares(task)]
 
     @property
     def connected(self) -> bool:

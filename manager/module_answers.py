@@ -1,8 +1,8 @@
 """Who gets which image over MQTT: requests of proplets, sorted, judged and answered in turn.
 
 Place in the flow: takes `ModuleRequest`s out of what the bus says and hands on everything else. A proplet on its own
-topic gets the images of unfinished tasks that it holds; on the topic that all share, where nobody knows who asks, there
-are the images of tasks that some proplet of the channel holds. Repositories that match the allow list are for
+topic gets the images of unfinished tasks that it holds; on the topic that all share, where nobody knows who asks and
+everybody hears, there are the images of tasks that proplets of the reference hold, which have no other. Repositories that match the allow list are for
 everybody. What is refused, and what cannot be pulled, is answered with an error.
 
 Bounded: so many requests wait, of each proplet a few, and are taken in turn; the same request is not taken twice. A
@@ -49,10 +49,10 @@ Key = tuple[str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """How tasks are found: those a proplet holds, and all."""
+    """How tasks are found: those a proplet holds, and those of peers that ask on the topic that all share."""
 
     held_by: Callable[[str], Iterable[Task]]
-    every: Callable[[], Iterable[Task]]
+    by_others: Callable[[], Iterable[Task]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ class ModuleAnswers:
         if self._looked_at + LOOK_S <= time.monotonic():
             self._looked_at = time.monotonic()
             self._shared = {}
-            for task in self._assigned.every():
+            for task in self._assigned.by_others():
                 if task.spec.image_url and task.status.phase in UNDER_WAY:
                     self._shared.setdefault(task.spec.image_url, []).append(task)
         return self._shared.get(name, [])

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+import wasmtime
 
 from proplet.agent import codec, wire
 from proplet.agent.client import Client, Target
@@ -181,13 +182,17 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     mosquitto_program()
     port = free_port()
     images = '[manager.images]\nallow = ["127.0.0.1:*/open/*"]\nchunk_size = "64KiB"\n'
-    with NodeProcess(tmp_path / "hub", HUB.format(port=port) + images) as hub:
+    with NodeProcess(
+        tmp_path / "hub", HUB.format(port=port).replace('["device"]', '["device", "spy"]') + images
+    ) as hub:
         identities = json.loads((tmp_path / "hub/state/broker/broker-credentials.json").read_text())["identities"]
         config = DEVICE.format(port=port) + '[modules]\nover_mqtt = "always"\nmqtt_timeout = "20s"\n'
         device = NodeProcess(tmp_path / "device", config)
         key = tmp_path / "device" / "key"
-        key.write_text(next(i["password"] for i in identities if i["username"] == "device"))
+        secrets = {one["username"]: one["password"] for one in identities}
+        key.write_text(secrets["device"])
         key.chmod(0o600)
+        (tmp_path / "device" / "spy").write_text(secrets["spy"])
         with device:
             client = Client(Target(socket=tmp_path / "hub/run/proplet.sock"), timeout_s=10)
             running = Fleet(hub, device, client)
@@ -313,17 +318,22 @@ class Worker:
 async def open_worker(fleet: Fleet) -> AsyncIterator[Worker]:
     """In place of the device, with its identity."""
     fleet.device.stop()
-    directory = fleet.device.directory
+    async with connected_as(fleet, "device", "key") as worker:
+        alive = wire.Alive("device")
+        await worker.link.publish(worker.topics.build(Route.CREATE), codec.encode(wire.Discovery("device")), 1)
+        await worker.link.publish(worker.topics.build(Route.ALIVE), codec.encode(alive), 1)
+        yield worker
+
+
+@asynccontextmanager
+async def connected_as(fleet: Fleet, name: str, key_file: str) -> AsyncIterator[Worker]:
     port = fleet.hub.config.read_text().partition("port = ")[2].split()[0]
-    key = (directory / "key").read_text()
-    settings = MqttSettings(f"tcp://127.0.0.1:{port}", "device", "device", key, clean_session=True)
+    key = (fleet.device.directory / key_file).read_text()
+    settings = MqttSettings(f"tcp://127.0.0.1:{port}", name, name, key, clean_session=True)
     worker = Worker(Topics("d", "c"))
     topics = [(worker.topics.build(route), 1) for route in (Route.MODULE_CHUNK, Route.START)]
     async with open_link(settings, topics, None, worker.on_event) as worker.link:
         await worker.until(lambda: worker.link.connected)
-        alive = wire.Alive("device")
-        await worker.link.publish(worker.topics.build(Route.CREATE), codec.encode(wire.Discovery("device")), 1)
-        await worker.link.publish(worker.topics.build(Route.ALIVE), codec.encode(alive), 1)
         yield worker
 
 
@@ -347,3 +357,19 @@ async def test_a_worker_of_the_reference_gets_what_is_assigned_or_allowed_and_no
     assert refused == [{"app_name": secret, "error": refused[0]["error"]}], "it has no field that makes it a chunk"
     assert "no unfinished task" in refused[0]["error"]
     assert worker.module(secret) is None
+
+
+@pytest.mark.registry
+async def test_what_is_assigned_to_a_proplet_of_ours_is_not_for_others_on_the_channel(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    loop = wasmtime.wat2wasm('(module (func (export "main") (param i32 i32) (loop br 0)))')
+    with running_registry(tmp_path / "registry") as registry:
+        registry.push("team/sum", "1", bytes(loop))
+        image = f"{registry.address}/team/sum:1"
+        await anyio.to_thread.run_sync(apply, fleet, "sum", image)
+        await anyio.to_thread.run_sync(fleet.until, lambda: fleet.status("sum").get("phase") == "running")
+        async with connected_as(fleet, "spy", "spy") as spy:
+            await spy.ask(image)
+            answers = await spy.until(lambda: spy.raw)
+    assert [answer.keys() for answer in answers] == [{"app_name", "error"}]
