@@ -2,8 +2,8 @@
 
 Place in the flow: takes `ModuleRequest`s out of what the bus says and hands on everything else. A proplet on its own
 topic gets the images of unfinished tasks that it holds; on the topic that all share, where nobody knows who asks and
-everybody hears, there are the images of tasks that proplets of the reference hold, which have no other. Repositories that match the allow list are for
-everybody. What is refused, and what cannot be pulled, is answered with an error.
+everybody hears, there are the images of tasks that proplets of the reference hold, which have no other. Repositories
+that match the allow list are for everybody. What is refused, and what cannot be pulled, is answered with an error.
 
 Bounded: so many requests wait, of each proplet a few, and are taken in turn; the same request is not taken twice. A
 flood costs its sender's own place, and the reading of small messages.
