@@ -285,10 +285,10 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
     mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
     requests = ModuleRequests(parts.request_settings(settings), topics, about.proplet_id)
     async with (
-        open_journal(settings.node.state_dir / "journal.db", kept) as journal,
         open_modules(
-            parts.modules_settings(settings), ModulesOverMqtt(requests, settings.modules.over_mqtt.value)
+            parts.modules_settings(settings), ModulesOverMqtt(requests, settings.modules.over_mqtt.value), starting=True
         ) as modules,
+        open_journal(settings.node.state_dir / "journal.db", kept) as journal,  # closed before its needs are let go
         open_runtime(parts.runtime_settings(settings), modules) as workers,
         open_programs(parts.program_settings(settings), workers, settings.agent.max_running) as runtime,
     ):
@@ -302,6 +302,7 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
             runtime=runtime,
             topics=topics,
             presence=presence,
+            holds=modules.holds,
         )
         will = parts.will_of(topics, about)
 

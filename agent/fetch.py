@@ -28,8 +28,10 @@ from proplet.agent.cache import CompileCache, Record
 from proplet.agent.engines import CRANELIFT
 from proplet.agent.fetch_builders import Builders
 from proplet.agent.fetch_images import KnownImages, State
+from proplet.agent.module_holds import ModuleHolds
 from proplet.agent.module_storing import ModulesOverMqtt
 from proplet.agent.ports import (
+    KEPT,
     Artefact,
     ModuleError,
     ModuleKind,
@@ -41,7 +43,7 @@ from proplet.agent.ports import (
 )
 from proplet.agent.wire import PullPolicy, Reason
 from proplet.oci.digest import Digest
-from proplet.oci.errors import InvalidDigest, OciError, StoreFault
+from proplet.oci.errors import InvalidDigest, OciError, StoreBusy, StoreFault
 from proplet.oci.layout import OciLayout
 from proplet.oci.settings import RegistrySettings
 
@@ -52,6 +54,8 @@ _HASH_INLINE: Final = 64 * 1024
 _REMEMBERED: Final = 1024
 _MAGIC: Final = b"\0asm"
 _CORE_VERSION: Final = b"\1\0\0\0"
+_REMOVAL_S: Final = 0.02
+_COLLECT_EVERY: Final = 16 * _MIB  # of inline modules
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -85,9 +89,11 @@ class ModulesSettings:
 
 @asynccontextmanager
 async def open_modules(
-    settings: ModulesSettings, over_mqtt: ModulesOverMqtt | None = None
+    settings: ModulesSettings, over_mqtt: ModulesOverMqtt | None = None, *, starting: bool = False
 ) -> "AsyncIterator[StoredModules]":
     """Yield the modules of this node; at the end no builder is left. `over_mqtt` is asked as its settings say.
+
+    Of a node that is `starting` nothing is collected before `holds.started`.
 
     Raises:
         StorageError: the store cannot be opened.
@@ -98,7 +104,7 @@ async def open_modules(
         raise StorageError(str(error)) from error
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        modules = StoredModules(settings, layout, tasks, over_mqtt)
+        modules = StoredModules(settings, layout, tasks, over_mqtt, starting=starting)
         try:
             yield modules
         except Exception as error:  # noqa: BLE001  kept out of the task group, which would wrap it
@@ -135,8 +141,12 @@ class StoredModules(Modules):
         layout: OciLayout,
         tasks: TaskGroup,
         over_mqtt: ModulesOverMqtt | None = None,
+        *,
+        starting: bool = False,
     ) -> None:
         self._settings = settings
+        self.holds = ModuleHolds(layout, starting=starting)
+        self._written: int | None = _COLLECT_EVERY if starting else None  # bytes kept since the last collection
         self._over_mqtt = over_mqtt
         self._layout = layout
         self._tasks = tasks
@@ -156,8 +166,9 @@ class StoredModules(Modules):
         self._seen: State | None = None
 
     async def aclose(self) -> None:
-        """End the idle builders."""
+        """End the idle builders, and need nothing any more."""
         await self._builders.aclose()
+        self.holds.close()
 
     @property
     def builder_pids(self) -> list[int]:
@@ -175,6 +186,7 @@ class StoredModules(Modules):
             digest = _digest(data)
         else:
             digest = await to_thread.run_sync(_digest, data)
+        await self._hold(KEPT, digest)  # before looking for it: then it stays
         if (kept := self._kept.get(digest)) is not None and _is_there(kept):
             self._kept.move_to_end(digest)
             return digest
@@ -183,7 +195,31 @@ class StoredModules(Modules):
         except OciError as error:
             raise StorageError(str(error)) from error
         _remember(self._kept, digest, str(self._layout.path(Digest.parse(digest))))
+        self._wrote(len(data))
         return digest
+
+    def _wrote(self, size: int) -> None:
+        """What came with tasks counts, too; what was pulled, the builder has seen to."""
+        if self._written is not None:  # a node's, for others may not look only at pins
+            self._written += size
+            if self._written > _COLLECT_EVERY:
+                self._written = 0
+                self._tasks.start_soon(self._collect, name="collection")
+
+    async def _collect(self) -> None:
+        from proplet.oci.collecting import collect
+
+        try:
+            await to_thread.run_sync(collect, self._layout, self._settings.store_bytes)
+        except StoreBusy:
+            self._written = _COLLECT_EVERY
+        except OciError as error:
+            log.warning("nothing could be collected in the store of modules: %s", error)
+
+    async def _hold(self, holder: object, *digests: str | None) -> None:
+        """Pin blobs; if one is just being removed, wait until it has gone: who looks for it then knows."""
+        while not self.holds.hold(holder, *digests):  # noqa: ASYNC110  another process is at it, for a moment
+            await anyio.sleep(_REMOVAL_S)
 
     async def prepare(self, wanted: ModuleWanted, progress: Progress) -> Artefact:
         """Fetch, verify and compile; see the port."""
@@ -235,7 +271,7 @@ class StoredModules(Modules):
     async def _fly(self, wanted: ModuleWanted, flight: _Flight) -> None:
         try:
             with flight.scope:
-                flight.artefact = await self._make(wanted, flight.tell)
+                flight.artefact = await self._make(wanted, flight)
         except (ModuleError, StorageError) as error:
             flight.error = error
         except Exception as error:  # a defect of ours must end the tasks that wait here, not the node
@@ -247,13 +283,16 @@ class StoredModules(Modules):
             if self._flights.get(wanted) is flight:
                 del self._flights[wanted]
             flight.done.set()
+            # Who waits for it holds it in a moment; until then it is what was used last, and would be collected last.
+            self.holds.release(flight)
 
-    async def _make(self, wanted: ModuleWanted, tell: Progress) -> Artefact:
-        began = time.monotonic()
+    async def _make(self, wanted: ModuleWanted, flight: _Flight) -> Artefact:
+        began, tell = time.monotonic(), flight.tell
         image_digest, module_digest, fetch_s = None, wanted.module_digest, 0.0
         if module_digest is None:
             image_digest, module_digest = await self._fetch(wanted, tell)
             fetch_s = time.monotonic() - began
+        await self._hold(flight, image_digest, module_digest)
         try:
             digest = Digest.parse(module_digest)
         except InvalidDigest as error:
@@ -327,6 +366,8 @@ class StoredModules(Modules):
             "digest": wanted.image_digest,
             "policy": wanted.pull_policy.value,
             "store_dir": str(self._layout.root),
+            "store_bytes": self._settings.store_bytes,
+            "journal": str(self._settings.journal) if self._settings.journal else "",
             "settings": pickle.dumps(registry),
         }
         if self._over_mqtt is None:

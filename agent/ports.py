@@ -3,19 +3,21 @@
 Every adapter maps its library's exceptions to the errors named here. Nothing here does I/O.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from proplet.agent.events import Outcome, Recovered, RunKey, Save, StartKind
 from proplet.agent.mqtt_model import Delivery
 from proplet.agent.wire import Permissions, PullPolicy, Reason
 
 __all__ = [
+    "KEPT",
     "Artefact",
     "GuestLimits",
+    "Holds",
     "Job",
     "Journal",
     "Link",
@@ -129,6 +131,26 @@ class Modules(Protocol):
             ModuleError: it cannot be had (registry, digest) or is no usable WebAssembly.
             StorageError: the disk is full or not writable.
         """
+        ...
+
+
+#: Holds inline modules from the moment they are kept until the attempts that came with them hold them.
+KEPT: Final = "kept"
+
+
+class Holds(Protocol):
+    """Who needs which modules: what somebody holds is not collected."""
+
+    def hold(self, holder: Hashable, *digests: str | None) -> bool:
+        """Keep modules and images until `holder` is released; False if one of them is just being removed."""
+        ...
+
+    def release(self, holder: Hashable) -> None:
+        """`holder` needs nothing any more, if it ever did."""
+        ...
+
+    def started(self) -> None:
+        """All that was needed when the node started is held now."""
         ...
 
 

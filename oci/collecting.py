@@ -4,7 +4,7 @@ An image is what a name in ``index.json`` leads to: manifests, configuration, la
 stay while any image has them; signatures go with the image they are of. What no name leads to (modules that came with
 a task, images whose tag has moved on) is kept for its own sake, until it has not been used for longest.
 
-Last use is the time of an image's first blob, or of the blob without a name: `note_use`. What a process has pinned
+Last use is the time of an image's first blob, or of the blob without a name: `pins.note_use`. What a process has pinned
 (`proplet.oci.pins`), or a task needs that is not finished, stays. First the names go, then the blobs, all under the
 lock of the index and with the blobs claimed: whoever pins one and then finds it may rely on it.
 """
@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from proplet.oci import pins
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidDigest, StoreBusy, StoreInUse
 from proplet.oci.files import mapped
 from proplet.oci.layout import IndexEdit, OciLayout
 from proplet.oci.pins import Claims
-from proplet.oci.survey import Blob, StoredImage, Survey, survey
+from proplet.oci.survey import Blob, StoredImage, Survey, size_of, survey
 
 _DAY_S: Final = 24 * 3600.0
 #: A blob without a name that was written so lately may be part of what somebody is just about to name.
@@ -61,12 +62,9 @@ class Collected:
 
 
 def note_use(layout: OciLayout, digests: Iterable[Digest], now: float | None = None) -> None:
-    """Note that blobs are used, at most once a day for each: every note is a write to the flash."""
-    now = time.time() if now is None else now
+    """Note that blobs are used, at most once a day for each: see `pins.note_use`."""
     for digest in digests:
-        with suppress(OSError):
-            if abs(now - layout.path(digest).stat().st_mtime) > _DAY_S:
-                os.utime(layout.path(digest), (now, now))
+        pins.note_use(layout.root, digest, now)
 
 
 def nobody() -> Mapping[str, str] | None:
@@ -94,6 +92,8 @@ def collect(
         StoreReadOnly, DiskFull, StoreFailed: the disk.
     """
     now = time.time() if now is None else now
+    if (size := size_of(layout)) <= budget:
+        return Collected((), size, size, leftovers=sweep(layout, dry_run=dry_run, now=now))
     told = needed()
     with layout.editing() as index, Claims(layout.root, looking=dry_run) as claims:
         found = survey(layout, index.entries)

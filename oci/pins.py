@@ -10,7 +10,9 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -18,10 +20,22 @@ from typing import Final, Self
 from proplet.oci.digest import Digest
 from proplet.oci.files import mapped
 
+#: How often the use of a blob is noted, in seconds.
+NOTED_S: Final = 24 * 3600.0
+
 _NAME: Final = ".pins"
 _FLOCK: Final = struct.Struct("@hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 _EVERYTHING: Final = 1 << 62  # beyond every digest's place
 _BUSY: Final = {errno.EAGAIN, errno.EACCES}
+
+
+def note_use(root: Path, digest: Digest, now: float | None = None) -> None:
+    """Note in the store at `root` that a blob is used, at most once a day: every note is a write to the flash."""
+    now = time.time() if now is None else now
+    path = root / "blobs" / digest.algorithm / digest.hex
+    with suppress(OSError):
+        if abs(now - path.stat().st_mtime) > NOTED_S:
+            os.utime(path, (now, now))
 
 
 class Pins:

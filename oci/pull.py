@@ -5,6 +5,7 @@ not loaded at all when the store already holds what is asked for.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,7 @@ from proplet.oci.errors import (
     SignatureMissing,
     SignatureUntrusted,
     StoreDamaged,
+    StoreReadOnly,
     TooLarge,
 )
 from proplet.oci.layout import OciLayout
@@ -37,6 +39,7 @@ from proplet.oci.manifest import (
     select_layer,
     select_platform,
 )
+from proplet.oci.pins import Pins
 from proplet.oci.policy import Policy, Rule, load_policy
 from proplet.oci.reference import Reference, WebReference, parse_image
 from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
@@ -109,24 +112,31 @@ def pull(
     expected_digest: Digest | None = None,
     progress: Callable[[Progress], None] = lambda _progress: None,
     cancelled: Callable[[], bool] = lambda: False,
+    pins: Pins | None = None,
 ) -> PulledModule:
     """The module a reference names, every byte compared with its digest, from the store or from the registry.
 
     ``expected_digest`` pins the image as a digest in the reference does: the tag is then not looked up. Of a module by
     URL it is that of the file, or of the manifest that the store has it under. ``progress`` is called in this thread;
-    ``cancelled`` also in another, many times a second.
+    ``cancelled`` also in another, many times a second. ``pins`` keeps what was found from being collected, as long as
+    the caller has it; without it that ends with the pull.
 
     Raises:
         OciError: with a ``reason`` for machines and one line for people; see ``proplet.oci.errors``.
     """
-    return _Pull(
-        reference,
-        layout,
-        settings or RegistrySettings(),
-        expected_digest=expected_digest,
-        progress=progress,
-        cancelled=cancelled,
-    ).run(policy)
+    with ExitStack() as stack:
+        if pins is None:
+            with suppress(StoreReadOnly):  # then nobody removes anything
+                pins = stack.enter_context(Pins(layout.root))
+        return _Pull(
+            reference,
+            layout,
+            settings or RegistrySettings(),
+            expected_digest=expected_digest,
+            progress=progress,
+            cancelled=cancelled,
+            pins=pins,
+        ).run(policy)
 
 
 class _Pull:
@@ -141,7 +151,9 @@ class _Pull:
         expected_digest: Digest | None,
         progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
+        pins: Pins | None,
     ) -> None:
+        self._pins = pins
         self._asked = parse_image(reference) if isinstance(reference, str) else reference
         self._expected = expected_digest
         if isinstance(self._asked, Reference):
@@ -340,11 +352,20 @@ class _Pull:
     ) -> tuple[ImageManifest, Descriptor]:
         """From the manifest or index with this digest down to the layer that is the module."""
         for _ in range(_MAX_INDEX_DEPTH + 1):
+            self._pin(digest)
             found = parse_manifest(load(digest), content_type)
             if isinstance(found, ImageManifest):
-                return found, select_layer(found)
+                layer = select_layer(found)
+                self._pin(found.config.digest)
+                self._pin(layer.digest)
+                return found, layer
             digest, content_type = select_platform(found).descriptor.digest, ""
         raise InvalidManifest(f"{self._asked} is an index of indexes of indexes: name a manifest by digest")
+
+    def _pin(self, digest: Digest) -> None:
+        """Before it is looked for: what is found then stays."""
+        if self._pins is not None and not self._pins.holds(digest):
+            self._pins.hold(digest, wait=True)
 
     def _check_size(self, layer: Descriptor) -> None:
         limit = self._settings.max_module_bytes
@@ -383,6 +404,7 @@ class _Pull:
         module, size = layer.digest, layer.size
         if is_archive(layer):
             module = module_in(self._layout, layer, self._settings.max_module_bytes)
+            self._pin(module)
             size = self._layout.path(module).stat().st_size
         with self._layout.open(module) as file:
             if file.read(len(_MAGIC)) != _MAGIC:

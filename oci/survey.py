@@ -121,6 +121,15 @@ def survey(layout: OciLayout, entries: Sequence[Mapping[str, Any]] | None = None
     return Survey(tuple(images.values()), loose, blobs)
 
 
+def size_of(layout: OciLayout) -> int:
+    """Bytes of all blobs, without looking at what they are.
+
+    Raises:
+        StoreFailed: the disk.
+    """
+    return sum(file.size for file in _files(layout).values())
+
+
 def checked(layout: OciLayout, images: Iterable[StoredImage]) -> tuple[StoredImage, ...]:
     """The images, after every byte of them was read: `damage` then says what has rotted, too."""
     seen: dict[Digest, str] = {}
