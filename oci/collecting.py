@@ -239,9 +239,9 @@ class _Removal:
         for name in item.names:
             if name in self.told:
                 return f" by {self.told[name]}"
-        if isinstance(item, Blob) and self._users[item.digest]:
-            return ""  # part of something loose that is in use
         users = [self._user(digest) for digest in sorted(item.members)]
+        if isinstance(item, Blob) and self._users[item.digest]:
+            users.append("")  # part of something without a name that is in use
         return max((user for user in users if user is not None), key=len, default=None)
 
     def _user(self, digest: Digest) -> str | None:
