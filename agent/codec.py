@@ -53,7 +53,7 @@ _OMIT_IF_DEFAULT: dict[type, frozenset[str]] = {
     wire.Result: frozenset(["ext"]),
     wire.TaskMetrics: frozenset(["ext"]),
     wire.InvokeResult: frozenset(["ext"]),
-    wire.InventoryItem: frozenset(["message"]),
+    wire.InventoryItem: frozenset(["message", "image_digest"]),
     wire.ModuleRequest: frozenset(["ext"]),
     wire.ModuleChunk: frozenset(["error", "ext"]),
     wire.ModuleRefusal: frozenset(["ext"]),

@@ -369,7 +369,7 @@ class Shell:
         speaker = self._presence.voice(key, effect.start).run()
         try:
             if key not in self._cancelled:
-                self._presence.running(key, effect.restarts)
+                self._presence.running(key, effect.restarts, job.artefact.image_digest)
                 outcome = await self._runtime.run(job, lambda notice: self._hear(key, speaker.hear, notice))
                 outcome = explained(outcome, job)
         except Exception as error:  # the same

@@ -165,7 +165,7 @@ FINISHED = "finished"
 class InventoryItem:
     """One task a proplet holds, by its own account. `state` is the device's word, `since` an epoch time.
 
-    `message` says to people why it waits.
+    `message` says to people why it waits. `image_digest` is what its image's name meant when it was resolved.
     """
 
     id: str
@@ -173,6 +173,7 @@ class InventoryItem:
     state: str = ""
     since: float = 0.0
     message: str = ""
+    image_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -628,7 +629,7 @@ class LogLines:
 class Progress:
     """``control/proplet/progress`` (ours): a task's stage changed, or bytes arrived. `bytes_total` 0 is unknown.
 
-    `message` says to people why it waits.
+    `message` says to people why it waits. `image_digest`: as in `InventoryItem`.
     """
 
     proplet_id: str
@@ -639,6 +640,7 @@ class Progress:
     bytes_total: int = 0
     at: float = 0.0
     message: str = ""
+    image_digest: str | None = None
 
 
 Message = (

@@ -236,6 +236,8 @@ class Controller:
             return False
         if signal.note is not None and signal.note != task.status.message:
             return False
+        if signal.image is not None and signal.image != task.status.resolved_image:
+            return False
         contact.hear(self._monotonic(), self._policy)
         return True
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from proplet.agent.config_schema import ManagerTable, MirrorTable, NodeSettings,
 from proplet.agent.failures import NodeError
 from tests.manager.mirrors import Asker, put_image
 from tests.node.test_jobs_on_a_node import NODE, Hub
+from tests.support.modules import module
 from tests.support.mosquitto import free_port, mosquitto_program
 from tests.support.node import NodeProcess
 from tests.support.registry import make_tls_files
@@ -62,6 +64,22 @@ async def test_a_device_without_internet_runs_an_image_from_the_mirror_of_its_hu
             # Without the password nobody gets anything.
             refused = await Asker(f"127.0.0.1:{port}", tls.ca)("/v2/")
             assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
+
+
+def test_a_daemons_status_says_while_it_runs_which_image_its_tag_stood_for() -> None:
+    mosquitto_program()
+    with tempfile.TemporaryDirectory(prefix="p-") as name:
+        root = Path(name)
+        digest = put_image(root / "state/modules", IMAGE, module("sleeper"))
+        with NodeProcess(root, NODE.format(port=free_port())) as node:
+            device = Hub(node, root)
+            spec = {"name": "sleep", "functionName": "_start", "imageUrl": IMAGE, "daemon": True}
+            device.done("apply", "-f", "-", stdin=json.dumps({**KIND, "spec": spec}).encode())
+            device.runs("sum")
+            deadline = time.monotonic() + 30  # told with its progress
+            while (status := device.get("task", "sum")["status"]).get("resolvedImage") != digest:
+                assert time.monotonic() < deadline, status
+            assert status["phase"] == "running"
 
 
 async def test_a_mirror_whose_port_is_taken_keeps_the_node_from_starting_in_one_line(tmp_path: Path) -> None:
