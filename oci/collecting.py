@@ -239,7 +239,7 @@ class _Removal:
         for name in item.names:
             if name in self.told:
                 return f" by {self.told[name]}"
-        users = [self._user(digest) for digest in sorted(item.members)]
+        users = [self._user(digest) for digest in sorted(item.own)]
         if isinstance(item, Blob) and self._users[item.digest]:
             users.append("")  # part of something without a name that is in use
         return max((user for user in users if user is not None), key=len, default=None)

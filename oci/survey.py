@@ -47,6 +47,11 @@ class Blob:
         """None; images have some."""
         return ()
 
+    @property
+    def own(self) -> frozenset[Digest]:
+        """Itself alone: what it leads to is looked at by itself."""
+        return frozenset({self.digest})
+
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
@@ -61,6 +66,7 @@ class StoredImage:
     digest: Digest
     media_type: str
     members: frozenset[Digest]
+    own: frozenset[Digest]
     size: int
     last_used: float
     module: Digest | None = None
@@ -157,6 +163,7 @@ class _Walk:
     def __init__(self, layout: OciLayout, blobs: Mapping[Digest, BlobFile]) -> None:
         self._layout = layout
         self._blobs = blobs
+        self._configurations: set[Digest] = set()
         self._read: dict[Digest, ImageManifest | ImageIndex | str] = {}
 
     def image(self, digest: Digest, media_type: str) -> StoredImage:
@@ -166,7 +173,8 @@ class _Walk:
         top = self._blobs.get(digest)
         module, damage = self._module(digest)
         size = sum(blob.size for blob in here)
-        return StoredImage((), digest, media_type, members, size, top.last_used if top else 0.0, module, damage=damage)
+        own, used = members - self._configurations, top.last_used if top else 0.0
+        return StoredImage((), digest, media_type, members, own, size, used, module, damage=damage)
 
     def members(self, digest: Digest) -> frozenset[Digest]:
         """Itself, and what it leads to."""
@@ -183,6 +191,7 @@ class _Walk:
             for entry in manifest.entries:
                 self._collect(entry.descriptor.digest, found, depth - 1)
         elif isinstance(manifest, ImageManifest):
+            self._configurations.add(manifest.config.digest)
             for part in (manifest.config, *manifest.layers):
                 found.add(part.digest)
                 if (module := noted(self._layout, part.digest)) is not None:

@@ -96,6 +96,14 @@ def test_what_is_pinned_stays_also_under_another_name(store: OciLayout) -> None:
     assert survey(store).blobs == {}
 
 
+def test_a_configuration_that_all_images_share_keeps_none_of_them(store: OciLayout) -> None:
+    put_image(store, "r.io/a:1", module(1), seconds_ago=9 * DAY)
+    with Pins(store.root) as pins:
+        pins.hold(Digest.of(b"{}"))
+        collect(store, 0)
+        assert set(survey(store).blobs) == {Digest.of(b"{}")}
+
+
 def test_an_image_whose_tag_moved_on_stays_while_its_digest_is_needed(store: OciLayout) -> None:
     old = put_image(store, "r.io/a:1", module(1), seconds_ago=9 * DAY)
     put_image(store, "r.io/a:1", module(2), seconds_ago=9 * DAY)
