@@ -21,7 +21,7 @@ def images_settings(settings: NodeSettings) -> ImagesSettings:
         from proplet.manager.mirror import without_own
 
         registry = without_own(registry, table.host, table.port)
-    return ImagesSettings(store_directory(settings), registry)
+    return ImagesSettings(store_directory(settings), registry, store_bytes=settings.modules.store_size_bytes)
 
 
 def mirror_settings(settings: NodeSettings, table: MirrorTable) -> "MirrorSettings":

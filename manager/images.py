@@ -105,6 +105,7 @@ class ImagesSettings:
         children: pulls at once.
         waiting: pulls that may wait for their turn; one more is refused as busy.
         memory_bytes: what a child may use.
+        store_bytes: what the store may hold; None is whatever comes.
     """
 
     store_dir: Path
@@ -112,6 +113,7 @@ class ImagesSettings:
     children: int = 2
     waiting: int = 64
     memory_bytes: int = 256 * _MIB
+    store_bytes: int | None = None
 
 
 @asynccontextmanager
@@ -161,7 +163,9 @@ class PulledImages(Images):
 
     async def fetch(self, image: str, digest: str | None = None, *, policy: str = "IfNotPresent") -> StoredImage:
         """Pull through a child; see the port."""
-        answer = await self._joined(Request(image, digest, policy, self._store_dir, self._settings.registry))
+        mine = self._settings
+        request = Request(image, digest, policy, self._store_dir, mine.registry, mine.store_bytes)
+        answer = await self._joined(request)
         return StoredImage(
             reference=answer["reference"],
             digest=answer["digest"],

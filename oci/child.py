@@ -13,10 +13,12 @@ import pickle
 import resource
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from proplet.oci.collecting import collect
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidReference, OciError
 from proplet.oci.layout import OciLayout
@@ -39,7 +41,7 @@ class Request:
     """An image to pull: as `proplet.oci.pull.pull` takes it, in words. ``settings`` may hold passwords.
 
     ``policy`` is a pull policy; or `SIGNATURES`, and then only the signatures of the image, which is named by its
-    digest, are brought into the store.
+    digest, are brought into the store. ``store_bytes``: what the store may hold, in bytes; None is whatever comes.
     """
 
     image: str
@@ -47,6 +49,7 @@ class Request:
     policy: str
     store_dir: Path
     settings: RegistrySettings
+    store_bytes: int | None = None
 
     def encode(self) -> bytes:
         """What the child reads."""
@@ -76,7 +79,10 @@ def answer(request: Request) -> dict[str, Any]:
             policy=PullPolicy(request.policy),
             expected_digest=Digest.parse(request.digest) if request.digest else None,
         )
-        return _described(pulled, layout)
+        described = _described(pulled, layout)
+        if request.store_bytes is not None:
+            _collect(layout, request.store_bytes, (*map(Digest.parse, described["manifests"]), pulled.module_digest))
+        return described
     except OciError as error:
         return {"reason": error.reason, "message": str(error)}
     except MemoryError:
@@ -92,6 +98,12 @@ def _signatures(request: Request, layout: OciLayout) -> dict[str, Any]:
         raise InvalidReference(f"{request.image}: signatures are those of a digest: name it")
     with open_sources(reference, request.settings, lambda: False) as sources:
         return {"names": list(fetch(reference, reference.digest, layout, sources))}
+
+
+def _collect(layout: OciLayout, budget: int, keep: Collection[Digest]) -> None:
+    """Make room for the next image. What a running node's tasks need is pinned by it."""
+    with contextlib.suppress(OciError):  # the image is here all the same; the next pull tries again
+        collect(layout, budget, keep=keep)
 
 
 def _described(pulled: PulledModule, layout: OciLayout) -> dict[str, Any]:

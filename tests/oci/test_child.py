@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from proplet.oci.child import MODULE, SIGNATURES, Request, answer
+from proplet.oci.digest import Digest
+from proplet.oci.layout import OciLayout
 from proplet.oci.settings import RegistrySettings
 from tests.manager.mirrors import MODULE as MODULE_DIGEST
 from tests.manager.mirrors import put_image
+from tests.support.modules import module
 
 MIB = 1024 * 1024
 
@@ -37,6 +40,16 @@ def test_it_says_why_it_cannot(tmp_path: Path) -> None:
     said = json.loads(run(request(tmp_path).encode()).stdout)
     assert said["reason"] == "not_in_store"
     assert "nowhere.example/x:1" in said["message"]
+
+
+def test_it_keeps_the_store_to_its_size_and_what_it_has_just_been_asked_for(tmp_path: Path) -> None:
+    put_image(tmp_path, "nowhere.example/old:1", module("echo"))
+    wanted = put_image(tmp_path, "nowhere.example/x:1")
+    for blob in (tmp_path / "blobs/sha256").iterdir():
+        os.utime(blob, (1, 1))
+    assert answer(request(tmp_path, store_bytes=0))["digest"] == wanted
+    assert set(OciLayout(tmp_path).references()) == {"nowhere.example/x:1"}
+    assert OciLayout(tmp_path).verify(Digest.parse(MODULE_DIGEST))
 
 
 def test_it_does_nothing_for_a_parent_that_is_gone(tmp_path: Path) -> None:
