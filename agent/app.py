@@ -28,7 +28,9 @@ from proplet.agent.fetch import open_modules
 from proplet.agent.journal import open_journal
 from proplet.agent.journal_sweep import OutboxBounds
 from proplet.agent.link_parts import link_settings, topics_of
-from proplet.agent.mqtt import open_link
+from proplet.agent.module_requests import ModuleRequests
+from proplet.agent.module_storing import ModulesOverMqtt
+from proplet.agent.mqtt import LinkEvent, open_link
 from proplet.agent.ports import Link, StorageError
 from proplet.agent.presence import Presence
 from proplet.agent.program_runtime import open_programs
@@ -52,6 +54,7 @@ class Node:
     broker_address: str
     broker_engine: str | None
     socket_path: Path | None
+    mirror_address: str | None  # of the registry that its store is, as image references have it
     alive: Callable[[], Awaitable[None]]
 
 
@@ -116,7 +119,7 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
             address = broker.address
         else:
             raise NodeError("no broker: set [mqtt] address, or run one here with a [broker] table")
-        socket_path = await _start_manager(
+        socket_path, mirror_address = await _start_manager(
             settings, stack, broker, _access(settings, identities, manager=True), address, counted=counted
         )
         shell = await stack.enter_async_context(_open_agent(settings, address, _access(settings, identities), counted))
@@ -125,6 +128,7 @@ async def open_node(settings: NodeSettings) -> AsyncIterator[Node]:
             broker_address=address,
             broker_engine=broker.engine if broker else None,
             socket_path=socket_path,
+            mirror_address=mirror_address,
             alive=lambda: _proof(shell),
         )
 
@@ -210,11 +214,12 @@ async def _start_manager(
     address: str,
     *,
     counted: Counted,
-) -> Path | None:
-    """Run the manager, if there is to be one; return the path of its API's socket."""
+) -> tuple[Path | None, str | None]:
+    """Run the manager, if there is to be one; return the path of its API's socket, and the address of its mirror."""
     if settings.manager is None:
-        return None
+        return None, None
     mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
+    from proplet.agent import app_images
     from proplet.manager.api import ApiError, ApiSettings
     from proplet.manager.api_routes import NodeState
     from proplet.manager.app import ManagerSettings, open_manager
@@ -242,13 +247,15 @@ async def _start_manager(
         tls_certificate=api.tls_cert_file,
         tls_key=api.tls_key_file,
     )
+    images, mirror = await stack.enter_async_context(app_images.open_served_images(settings))
+    mirror_address, hands_out = mirror.address if mirror else None, app_images.answer_settings(settings, images)
     if settings.kubernetes is not None:
         from proplet.agent.app_cluster import ERRORS, open_cluster, open_local_api
 
         with as_node_errors(*ERRORS, ApiError):
-            reign = await stack.enter_async_context(open_cluster(settings, mqtt))
+            reign = await stack.enter_async_context(open_cluster(settings, mqtt, hands_out))
             await stack.enter_async_context(open_local_api(served, reign, about))
-        return given.socket
+        return given.socket, mirror_address
     wanted = ManagerSettings(
         mqtt=mqtt,
         topics=topics_of(settings),
@@ -258,10 +265,11 @@ async def _start_manager(
         api=served,
         policy=Policy(silence_s=given.liveliness_timeout_s, silent_deadline_s=given.default_deadline_s or math.inf),
         reply_s=given.mqtt_timeout_s,
+        hands_out=hands_out,
     )
     with as_node_errors(StoreError, ApiError):
         await stack.enter_async_context(open_manager(wanted, lambda: about))
-    return given.socket
+    return given.socket, mirror_address
 
 
 @asynccontextmanager
@@ -275,9 +283,12 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
         log.error("no task can run: %s", refused)
     topics, about = topics_of(settings), parts.presence_settings(settings)
     mqtt = link_settings(settings, address, access.client_id, access.username, access.password)
+    requests = ModuleRequests(parts.request_settings(settings), topics, about.proplet_id)
     async with (
-        open_journal(settings.node.state_dir / "journal.db", kept) as journal,
-        open_modules(parts.modules_settings(settings)) as modules,
+        open_modules(
+            parts.modules_settings(settings), ModulesOverMqtt(requests, settings.modules.over_mqtt.value), starting=True
+        ) as modules,
+        open_journal(settings.node.state_dir / "journal.db", kept) as journal,  # closed before its needs are let go
         open_runtime(parts.runtime_settings(settings), modules) as workers,
         open_programs(parts.program_settings(settings), workers, settings.agent.max_running) as runtime,
     ):
@@ -291,8 +302,14 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
             runtime=runtime,
             topics=topics,
             presence=presence,
+            holds=modules.holds,
         )
         will = parts.will_of(topics, about)
+
+        def hear(event: LinkEvent) -> None:
+            if not requests.take(event):
+                shell.put(event)
+
         counted.agent = AgentMetrics(
             presence.meters,
             vitals,
@@ -303,8 +320,9 @@ async def _open_agent(settings: NodeSettings, address: str, access: _Access, cou
         )
         async with (
             open_metrics(settings.agent.metrics_address, counted.agent),
-            open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, shell.put) as link,
+            open_link(mqtt, parts.subscriptions(topics, about.proplet_id), will, hear) as link,
         ):
+            requests.open(link)
             try:
                 async with _served(shell, link):
                     yield shell

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from proplet.agent.app_images import answer_settings, open_served_images
 from proplet.agent.config_check import bind_address
 from proplet.agent.config_schema import KubernetesTable, NodeSettings
 from proplet.agent.link_parts import topics_of
@@ -15,6 +16,7 @@ from proplet.manager.exchange import Policy
 from proplet.manager.freeing import free
 from proplet.manager.health import HealthError
 from proplet.manager.kubernetes_access import Access
+from proplet.manager.module_answers import AnswerSettings
 from proplet.manager.pod_grants import Grants
 from proplet.manager.ports import StoreError
 from proplet.manager.steering import Steering
@@ -83,9 +85,21 @@ def _bound(address: str | None) -> tuple[str, int] | None:
 
 
 @asynccontextmanager
-async def open_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncIterator[Reign]:
+async def open_cluster(
+    settings: NodeSettings, mqtt: MqttSettings, hands_out: AnswerSettings | None = None
+) -> AsyncIterator[Reign]:
     """Run the manager of the cluster that the settings name. Raises one of `ERRORS`: it cannot start as configured."""
-    async with open_cluster_manager(cluster_settings(settings, mqtt)) as reign:
+    async with open_cluster_manager(replace(cluster_settings(settings, mqtt), hands_out=hands_out)) as reign:
+        yield reign
+
+
+@asynccontextmanager
+async def open_lone_cluster(settings: NodeSettings, mqtt: MqttSettings) -> AsyncIterator[Reign]:
+    """The same in a process without an agent, which hands out images and has its mirror. Raises as above."""
+    async with (
+        open_served_images(settings) as (images, _mirror),
+        open_cluster(settings, mqtt, answer_settings(settings, images)) as reign,
+    ):
         yield reign
 
 

@@ -51,6 +51,7 @@ class Attempt:
             now,
             row.restarts,
             row.not_before,
+            row.image_digest,
             failures=row.restarts if row.state is State.WAITING else 0,
             trouble="the node was restarted meanwhile",
             prepared=row.state in (State.RUNNING, State.SERVING, State.DEPLOYED, State.WAITING),

@@ -18,6 +18,8 @@ from proplet.agent.worker_start import enter
 
 if TYPE_CHECKING:
     from proplet.agent.cache import Record
+    from proplet.oci.layout import OciLayout
+    from proplet.oci.pins import Pins
 
 _OOM_SCORE = 700
 _NICE = 10
@@ -26,11 +28,12 @@ Tell = Callable[[str, int, int], None]
 
 
 class BuildError(Exception):
-    """The request cannot be fulfilled; `reason` is a value of `wire.Reason`."""
+    """The request cannot be fulfilled; `reason` is a value of `wire.Reason`, `cause` an `OciError`'s, if it was one."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.cause = cause
 
 
 def main() -> None:
@@ -49,15 +52,16 @@ def _serve(kind: int, fields: dict[str, Any], tell: Tell) -> list[Any]:
     try:
         return [BUILT, _pull(fields, tell) if kind == PULL else _compile(fields, tell)]
     except BuildError as error:
-        return [REFUSED, error.reason, str(error)]
+        return [REFUSED, error.reason, str(error), error.cause]
     except MemoryError:
-        return [REFUSED, "memory_limit", "out of memory"]
+        return [REFUSED, "memory_limit", "out of memory", ""]
 
 
 def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from proplet.oci.digest import Digest
-    from proplet.oci.errors import OciError
+    from proplet.oci.errors import DiskFull, OciError
     from proplet.oci.layout import OciLayout
+    from proplet.oci.pins import Pins
     from proplet.oci.pull import Progress, PullPolicy, PullStage, pull
 
     names = {PullStage.RESOLVE: "fetching", PullStage.DOWNLOAD: "fetching", PullStage.VERIFY: "verifying"}
@@ -69,20 +73,77 @@ def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     # From the agent over a private socket: nobody else can have written it.
     settings = pickle.loads(fields["settings"])  # noqa: S301
     try:
-        pulled = pull(
-            fields["image"],
-            OciLayout(Path(fields["store_dir"])),
-            settings,
-            policy=PullPolicy(fields["policy"]),
-            expected_digest=Digest.parse(fields["digest"]) if fields["digest"] else None,
-            progress=progress,
-        )
+        layout = OciLayout(Path(fields["store_dir"]))
+        _let_go()
+        _pinned.append(Pins(layout.root))  # until the next request: the agent pins it when it has the answer
+        for spare in (2, 0, None):  # of what the store has, this fraction may stay if the disk is full
+            try:
+                pulled = pull(
+                    fields["image"],
+                    layout,
+                    settings,
+                    policy=PullPolicy(fields["policy"]),
+                    expected_digest=Digest.parse(fields["digest"]) if fields["digest"] else None,
+                    progress=progress,
+                    pins=_pinned[0],
+                )
+                break
+            except DiskFull:
+                if spare is None or not _make_room(layout, fields, spare):
+                    raise
     except OciError as error:
-        raise BuildError(_REASONS.get(error.reason, "module_unavailable"), str(error)) from error
-    return {"image_digest": str(pulled.manifest_digest), "module_digest": str(pulled.module_digest)}
+        raise BuildError(_REASONS.get(error.reason, "module_unavailable"), str(error), error.reason) from error
+    return {
+        "image_digest": str(pulled.manifest_digest),
+        "module_digest": str(pulled.module_digest),
+        "warnings": [*pulled.warnings, *_collect(layout, fields, fields["store_bytes"])],
+    }
 
 
+_pinned: list["Pins"] = []
+
+
+def _let_go() -> None:
+    while _pinned:
+        _pinned.pop().close()
+
+
+def _make_room(layout: "OciLayout", fields: dict[str, Any], fraction: int) -> bool:
+    """Remove half, or all, of what nobody uses; say whether it is worth trying again."""
+    from proplet.oci.survey import size_of
+
+    before = size_of(layout)
+    _collect(layout, fields, before // fraction if fraction else 0)
+    return size_of(layout) < before or fraction > 0
+
+
+def _collect(layout: "OciLayout", fields: dict[str, Any], budget: int) -> list[str]:
+    """Hold the store's budget; what hinders that is said, and hinders no pull."""
+    from functools import partial
+
+    from proplet.agent.journal_needs import unfinished_needs
+    from proplet.agent.ports import StorageError
+    from proplet.oci.collecting import collect
+    from proplet.oci.errors import OciError, StoreBusy
+
+    needed = partial(unfinished_needs, Path(fields["journal"])) if fields["journal"] else dict
+    try:
+        collect(layout, budget, needed=needed)
+    except StoreBusy:
+        return []
+    except (OciError, StorageError) as error:
+        return [f"nothing could be collected in the store of modules: {error}"]
+    return []
+
+
+_UNTRUSTED: Final = "untrusted"
 _REASONS: Final = {
+    "invalid_policy": _UNTRUSTED,
+    "image_denied": _UNTRUSTED,
+    "signature_missing": _UNTRUSTED,
+    "signature_invalid": _UNTRUSTED,
+    "signature_untrusted": _UNTRUSTED,
+    "signature_expired": _UNTRUSTED,
     "digest_mismatch": "digest_mismatch",
     "size_mismatch": "digest_mismatch",
     "not_wasm": INVALID,

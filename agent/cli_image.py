@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anyio
+from anyio import to_thread
 
 from proplet.agent import inspection, parts, render
 from proplet.agent.cache import CompileCache, Record
@@ -39,6 +40,7 @@ async def _look(options: argparse.Namespace, settings: NodeSettings, data: bytes
         async with open_modules(parts.modules_settings(settings)) as modules:
             artefact = await prepared(modules, options, data)
             size = None if artefact.wasm is None else artefact.wasm.stat().st_size
+        signer = await to_thread.run_sync(_signer, settings, options.module, artefact.image_digest)
     except (ModuleError, StorageError) as error:
         raise CliError(str(error)) from error
     except OSError as error:
@@ -46,7 +48,28 @@ async def _look(options: argparse.Namespace, settings: NodeSettings, data: bytes
     record = CompileCache(artefact.path.parent.parent, 0).find(artefact.path)
     if record is None:
         raise CliError(f"{artefact.path} has gone meanwhile; try again")
-    return _Seen(options.module, artefact, record, len(data) if data is not None else size)
+    return _Seen(options.module, artefact, record, len(data) if data is not None else size, signer)
+
+
+def _signer(settings: NodeSettings, image: str, digest: str | None) -> str | None:
+    """Who signed an image, by the store's signatures, where the policy asks for it; the rest was seen to before."""
+    if digest is None:
+        return None
+    from proplet.oci.digest import Digest
+    from proplet.oci.errors import OciError
+    from proplet.oci.layout import OciLayout
+    from proplet.oci.policy import load_policy
+    from proplet.oci.reference import Reference
+    from proplet.oci.signatures import check
+
+    modules = parts.modules_settings(settings)
+    try:
+        policy = load_policy(modules.registry.signature_policy, signed_only=modules.registry.signed_only)
+        about = image.partition("#")[0] if image.startswith("https://") else Reference.parse(image)
+        layout = OciLayout(modules.store_dir.absolute())
+        return check(about, Digest.parse(digest), layout, policy, None).signer
+    except OciError as error:
+        raise CliError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +80,7 @@ class _Seen:
     artefact: Artefact
     record: Record
     size: int | None
+    signer: str | None = None
 
     @property
     def component(self) -> bool:
@@ -82,6 +106,7 @@ class _Seen:
             "module": self.name,
             "digest": self.artefact.module_digest,
             "imageDigest": self.artefact.image_digest,
+            "signer": self.signer,
             "size": self.size,
             "compiledSize": self.record.size,
             "kind": self.artefact.kind.value,
@@ -98,6 +123,7 @@ class _Seen:
         yield f"Digest     {artefact.module_digest}"
         if artefact.image_digest:
             yield f"Image      {artefact.image_digest}"
+            yield f"Signer     {render.one_line(self.signer or 'nobody is asked for by the signature policy')}"
         yield f"Size       {render.size(self.size)}, compiled {render.size(self.record.size)}"
         yield f"Kind       {_KINDS[artefact.kind]}{', serves HTTP' if artefact.serves_http else ''}"
         yield f"Isolation  {self.isolation[1]}"

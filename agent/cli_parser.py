@@ -252,15 +252,55 @@ def _run_command(add: Add) -> None:
 
 
 def _image_commands(add: Add) -> None:
-    image = add("image", "", "look at modules and images")
+    image = add("image", "", "look at modules and images, move them, and keep the store")
     actions = image.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
-    summary = "show what a module can ask for, what it exports, and how it would be run"
-    inspect = actions.add_parser("inspect", help=summary, description=summary)
-    inspect.set_defaults(target="cli_image:inspect")
-    inspect.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print it")
-    inspect.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    _config_option(inspect)
+
+    def action(name: str, target: str, summary: str, *, output: bool = False) -> argparse.ArgumentParser:
+        command = actions.add_parser(name, help=summary, description=summary)
+        command.set_defaults(target=target)
+        if output:
+            command.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print it")
+        command.add_argument("-q", "--quiet", action="store_true", help="no progress")
+        _config_option(command)
+        return command
+
+    summary = "show what a module can ask for, what it exports, who signed it, and how it would be run"
+    inspect = action("inspect", "cli_image:inspect", summary, output=True)
     inspect.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image, pulled if it is not here")
+    pull = action("pull", "cli_image_pull:pull", "bring images into the store, with their signatures", output=True)
+    pull.add_argument("--policy", choices=("Always", "IfNotPresent"), default="Always", help="default: Always")
+    pull.add_argument("images", metavar="IMAGE", nargs="+", help="such as ghcr.io/org/name:tag")
+    push = action(
+        "push", "cli_image_push:push", "put a .wasm file, or an image of the store, into a registry", output=True
+    )
+    push.add_argument(
+        "--annotation", metavar="K=V", action="append", default=[], help="said of the image in its manifest; repeatable"
+    )
+    push.add_argument("module", metavar="MODULE|IMAGE", help="a .wasm file, or an image that is in the store")
+    push.add_argument("image", metavar="IMAGE", nargs="?", help="the name it gets; for an image of the store its own")
+    listing = action("ls", "cli_image_store:ls", "list the images of the store", output=True)
+    listing.add_argument("--digests", action="store_true", help="whole digests")
+    listing.add_argument("--all", action="store_true", help="signatures and modules without a name, too")
+    verify = action("verify", "cli_image_verify:verify", "check who signed an image, and every byte of it", output=True)
+    verify.add_argument(
+        "--key", metavar="FILE", action="append", default=[], help="a public key, instead of the policy's; repeatable"
+    )
+    verify.add_argument("image", metavar="IMAGE", help="an image, pulled if it is not here")
+    remove = action("rm", "cli_image_store:rm", "forget images; what no other image needs is deleted")
+    remove.add_argument("images", metavar="IMAGE", nargs="+", help="a name, or the beginning of a digest")
+    collect = action("gc", "cli_image_store:gc", "delete what was not used for longest, down to the store's size")
+    collect.add_argument(
+        "--size", metavar="SIZE", help="how much may stay, such as 500Mi (default: modules.store_size)"
+    )
+    collect.add_argument("--dry-run", action="store_true", help="only say what would go")
+    export = action("export", "cli_image_archive:export", "write images and their signatures into an archive")
+    export.add_argument("-f", "--file", metavar="FILE", required=True, help="the archive, or - for standard output")
+    export.add_argument("images", metavar="IMAGE", nargs="+", help="images of the store")
+    bring = action("import", "cli_image_archive:bring", "read images and their signatures from an archive", output=True)
+    bring.add_argument(
+        "--name", metavar="REPOSITORY", help="for images that have only a tag in there (default: localhost/FILE's name)"
+    )
+    bring.add_argument("file", metavar="FILE", help="an OCI layout archive, or a directory, or - for standard input")
 
 
 def _resource_commands(add: Add, server: _Parser) -> None:

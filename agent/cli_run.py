@@ -82,6 +82,7 @@ async def _run(
         own_directory(settings.node.state_dir)
         async with open_modules(parts.modules_settings(settings)) as modules:
             artefact = await prepared(modules, options, data)
+            modules.holds.hold("run", artefact.module_digest, artefact.image_digest)
             work = job(artefact, await cli_stdin.given(artefact, asked=options.stdin))
             async with open_runtime(parts.runtime_settings(settings), modules) as runtime:
                 if artefact.serves_http and not options.invoke:

@@ -53,8 +53,10 @@ _OMIT_IF_DEFAULT: dict[type, frozenset[str]] = {
     wire.Result: frozenset(["ext"]),
     wire.TaskMetrics: frozenset(["ext"]),
     wire.InvokeResult: frozenset(["ext"]),
-    wire.InventoryItem: frozenset(["message"]),
-    wire.ModuleChunk: frozenset(["error"]),
+    wire.InventoryItem: frozenset(["message", "image_digest"]),
+    wire.ModuleRequest: frozenset(["ext"]),
+    wire.ModuleChunk: frozenset(["error", "ext"]),
+    wire.ModuleRefusal: frozenset(["ext"]),
     wire.Metadata: frozenset(["description", "tags", "location", "ip", "hostname"]),
     wire.MemoryMetrics: frozenset(["container_usage_bytes", "container_limit_bytes"]),
 }
@@ -69,6 +71,9 @@ _TERSE = frozenset(
         wire.ResultTerms,
         wire.MeterTerms,
         wire.Usage,
+        wire.ModuleTerms,
+        wire.ModuleEntry,
+        wire.ChunkTerms,
         wire.LogLines,
         wire.Progress,
     ]

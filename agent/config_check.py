@@ -13,10 +13,14 @@ from proplet.agent.config_schema import (
     BrokerTable,
     HttpTable,
     KubernetesTable,
+    MirrorTable,
+    ModulesTable,
     MqttTable,
     NodeSettings,
 )
 from proplet.agent.mqtt_model import AddressError, parse_address
+from proplet.oci.errors import InvalidPolicy
+from proplet.oci.policy import load_policy
 
 # unix(7): sun_path holds 108 bytes, the last of them zero.
 _MAX_SOCKET_PATH = 107
@@ -43,6 +47,8 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
         yield from _broker(settings.broker)
     if settings.manager is not None:
         yield from _api(settings.manager.api)
+        if settings.manager.mirror is not None:
+            yield from _mirror(settings.manager.mirror)
         if len(bytes(settings.manager.socket)) > _MAX_SOCKET_PATH:
             yield "manager.socket", f"a Unix socket's path has at most {_MAX_SOCKET_PATH} bytes; set a shorter one"
     if settings.kubernetes is not None:
@@ -50,7 +56,19 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
     for host, registry in settings.registries.items():
         if (registry.username is None) != (registry.password is None):
             yield f'registries."{host}"', "username and password (or password_file) belong together: give both or none"
-        yield from _readable(f'registries."{host}".ca_file', registry.ca_file)
+        table = f'registries."{host}"'
+        yield from _readable(f"{table}.ca_file", registry.ca_file)
+        files = registry.client_cert_file, registry.client_key_file
+        yield from _pair(f"{table}.client_cert_file", files[0], f"{table}.client_key_file", files[1])
+    yield from _policy(settings.modules)
+
+
+def _policy(modules: ModulesTable) -> Iterator[tuple[str, str]]:
+    """Whoever writes a policy learns here what is wrong with it, and not when an image is refused."""
+    try:
+        load_policy(modules.signature_policy, signed_only=modules.signed_only)
+    except InvalidPolicy as error:
+        yield "modules.signed_only" if modules.signature_policy is None else "modules.signature_policy", str(error)
 
 
 def _identity(settings: NodeSettings) -> Iterator[tuple[str, str]]:
@@ -146,6 +164,18 @@ def _api(api: ApiTable) -> Iterator[tuple[str, str]]:
         yield "manager.api.host", f"{api.host} is not loopback: give tls_cert_file and tls_key_file, or use 127.0.0.1"
     if api.host is not None:
         yield from _token(api)
+
+
+def _mirror(mirror: MirrorTable) -> Iterator[tuple[str, str]]:
+    files = mirror.tls_cert_file, mirror.tls_key_file
+    yield from _pair("manager.mirror.tls_cert_file", files[0], "manager.mirror.tls_key_file", files[1])
+    if (mirror.username is None) != (mirror.password is None):
+        yield "manager.mirror", "username and password (or password_file) belong together: give both or none"
+    if not is_loopback(mirror.host) and (mirror.tls_cert_file is None or mirror.password is None):
+        yield (
+            "manager.mirror.host",
+            f"{mirror.host} is not loopback: give tls_cert_file, tls_key_file, username and password_file",
+        )
 
 
 def _token(api: ApiTable) -> Iterator[tuple[str, str]]:

@@ -279,7 +279,8 @@ def _convert(kind: Any, entry: Field[Any], node: Given) -> Any:
         if not isinstance(raw, str) or "\0" in raw:
             raise wrong
         if isinstance(kind, type) and issubclass(kind, Enum):
-            return kind(raw.strip().lower())
+            word = raw.strip().lower()
+            return next((member for member in kind if str(member.value).lower() == word), None) or kind(word)
         if kind is Path:
             return node.base / Path(raw).expanduser() if raw else _fail(wrong)
         return kind(raw)

@@ -10,8 +10,9 @@ from enum import Enum
 from pathlib import Path
 
 from proplet.agent.config_reader import Secret, setting
+from proplet.agent.wire import PullPolicy
 
-KIB, MIB = 1024, 1024**2
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY_S = 86400.0
 
 
@@ -226,6 +227,14 @@ class RuntimeTable:
     own_allowance_bytes: int = setting(96 * MIB, least=32 * MIB)  # its memory beyond its guest's limit
 
 
+class OverMqtt(Enum):
+    """When a module is asked for over MQTT: where no registry can be reached, never, or instead of registries."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True, slots=True)
 class ModulesTable:
     """``[modules]``: what is kept of modules, and the limits of pulling and compiling one."""
@@ -235,6 +244,13 @@ class ModulesTable:
     pull_timeout_s: float = setting(600.0, least=1)
     compile_timeout_s: float = setting(600.0, least=1)
     compile_memory_bytes: int = setting(512 * MIB, least=64 * MIB)  # and at most 3/4 of what is free
+    store_size_bytes: int = setting(2 * GIB, least=0)  # of modules as they were pulled; 0 keeps only what is in use
+    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT  # of tasks that say none
+    over_mqtt: OverMqtt = OverMqtt.AUTO
+    mqtt_timeout_s: float = setting(60.0, least=1)  # without a piece of the module for so long, nobody answers
+    signature_policy: Path | None = None  # who must have signed what; without it everything is allowed
+    signed_only: bool = False  # what the policy says nothing of must be signed, too
+    local_url_hosts: tuple[str, ...] = ()  # hosts of https:// modules that may be on loopback or a link-local address
     docker_config: Path | None = None
     use_docker_config: bool = True
 
@@ -249,6 +265,9 @@ class RegistryTable:
     username: str | None = None
     password: Secret | None = None  # load fills it from password_file or a systemd credential
     password_file: Path | None = None
+    client_cert_file: Path | None = None  # shown to a registry that asks who connects
+    client_key_file: Path | None = None
+    mirrors: tuple[str, ...] = ()  # host[:port][/prefix], asked in this order before the registry itself
 
 
 class BrokerEngine(Enum):
@@ -292,6 +311,28 @@ class ApiTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagesTable:
+    """``[manager.images]``: what the manager hands out of modules, over MQTT and as a mirror."""
+
+    over_mqtt: bool = True  # answer proplets that ask for images of tasks that are assigned to them
+    allow: tuple[str, ...] = ()  # repositories for everybody who may ask, as patterns: ghcr.io/org/*
+    chunk_size_bytes: int = setting(512_000, least=KIB, most=8 * MIB)  # raw; JSON makes a third more of it
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorTable:
+    """``[manager.mirror]``: the store, read-only, as a registry. Beyond loopback only with TLS and a password."""
+
+    host: str = "127.0.0.1"
+    port: int = setting(5000, least=0, most=65535)
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    username: str | None = None
+    password: Secret | None = None  # load fills it from password_file or a systemd credential
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ManagerTable:
     """``[manager]``: the control plane of the proplets on this channel."""
 
@@ -301,6 +342,8 @@ class ManagerTable:
     default_deadline_s: float | None = 3600.0
     mqtt_timeout_s: float = setting(20.0, least=1)  # for the broker's acknowledgement of a command
     api: ApiTable = field(default_factory=ApiTable)
+    images: ImagesTable = field(default_factory=ImagesTable)
+    mirror: MirrorTable | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ def _places(tree: Tree) -> Iterator[tuple[tuple[str, ...], str, Tree]]:
     yield ("mqtt",), "client_key", _table(tree, "mqtt")
     if "manager" in tree:
         yield ("manager", "api"), "token", _table(_table(tree, "manager"), "api")
+        if "mirror" in _table(tree, "manager"):
+            yield ("manager", "mirror"), "password", _table(_table(tree, "manager"), "mirror")
     for host, table in _table(tree, "registries").items():
         if isinstance(table, dict):
             yield ("registries", host), "password", table

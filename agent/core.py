@@ -237,7 +237,8 @@ class Core:
         attempt.image_digest = event.image_digest or attempt.image_digest
         attempt.start_kind = event.start_kind
         stages.became_ready(attempt, event, now)
-        saved = (SaveState(attempt.key, attempt.state, now, attempt.restarts),)
+        image = attempt.image_digest
+        saved = (SaveState(attempt.key, attempt.state, now, attempt.restarts, image_digest=image),)
         if attempt.state is State.DEPLOYED:
             self._active[attempt.stays] -= 1
             attempt.failures = 0
@@ -374,7 +375,8 @@ class Core:
             stages.took_a_slot(attempt, now)
             attempt.state = advance(attempt.state, Life.PREPARE)
             self._active[attempt.stays] += 1
-            then.append(Prepare(attempt.key, attempt.start, attempt.module_digest, attempt.prepared))
+            image = attempt.image_digest
+            then.append(Prepare(attempt.key, attempt.start, attempt.module_digest, attempt.prepared, image))
         return replace(step, then=(*step.then, *then)) if then else step
 
     def _reply(self, task_id: str, attempt: int | None, reason: Reason, text: str, now: float) -> Step:

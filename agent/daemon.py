@@ -115,14 +115,14 @@ async def _until(ending: anyio.Event, notifier: Notifier, alive: Callable[[], Aw
 
 
 async def _be_the_manager(settings: NodeSettings, notifier: Notifier, ending: anyio.Event) -> None:
-    from proplet.agent.app_cluster import ERRORS, open_cluster
+    from proplet.agent.app_cluster import ERRORS, open_lone_cluster
 
     address, key = settings.mqtt.address, settings.mqtt.client_key
     own = settings.mqtt.client_id or settings.node.id
     assert address is not None
     with as_node_errors(*ERRORS):
         mqtt = link_settings(settings, address, own, own, key.reveal() if key else "")
-        async with open_cluster(settings, mqtt):
+        async with open_lone_cluster(settings, mqtt):
             log.info("starting manager: %s, broker %s", own, address)
             notifier.ready(f"manager {own}")
             await _until(ending, notifier, anyio.lowlevel.checkpoint)  # the loop turns: that is all there is to prove

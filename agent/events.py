@@ -197,6 +197,7 @@ class SaveState:
     since: float
     restarts: int = 0
     not_before: float = 0.0
+    image_digest: str | None = None  # what its image turned out to be; None leaves what was saved before
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,7 @@ class RecoveredAttempt:
     received_at: float
     restarts: int = 0
     not_before: float = 0.0
+    image_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +262,14 @@ class Prepare:
     """Fetch, verify and compile the run's module; then tell ModuleReady or ModuleFailed.
 
     `again`: it was ready before, so what is at hand will do, whatever the pull policy: the network may be away.
+    `image_digest` is what its image was then: a tag is looked up once for a task.
     """
 
     key: RunKey
     start: Start
     module_digest: str | None
     again: bool = False
+    image_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ import pickle
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,7 +27,11 @@ from proplet.agent.builder_sections import COMPONENT_LAYER
 from proplet.agent.cache import CompileCache, Record
 from proplet.agent.engines import CRANELIFT
 from proplet.agent.fetch_builders import Builders
+from proplet.agent.fetch_images import KnownImages, State
+from proplet.agent.module_holds import ModuleHolds
+from proplet.agent.module_storing import ModulesOverMqtt
 from proplet.agent.ports import (
+    KEPT,
     Artefact,
     ModuleError,
     ModuleKind,
@@ -38,11 +43,9 @@ from proplet.agent.ports import (
 )
 from proplet.agent.wire import PullPolicy, Reason
 from proplet.oci.digest import Digest
-from proplet.oci.errors import InvalidDigest, OciError, StoreFault
+from proplet.oci.errors import InvalidDigest, OciError, StoreBusy, StoreFault
 from proplet.oci.layout import OciLayout
-from proplet.oci.manifest import ImageManifest, parse_manifest, select_layer, select_platform
-from proplet.oci.reference import Reference
-from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
+from proplet.oci.settings import RegistrySettings
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ _HASH_INLINE: Final = 64 * 1024
 _REMEMBERED: Final = 1024
 _MAGIC: Final = b"\0asm"
 _CORE_VERSION: Final = b"\1\0\0\0"
+_REMOVAL_S: Final = 0.02
+_COLLECT_EVERY: Final = 16 * _MIB  # of inline modules
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -64,7 +69,8 @@ class ModulesSettings:
 
     `store_dir` is an OCI image layout. `key_dir` holds the device's key, as in `runtime.RuntimeSettings`.
     `compile_memory_bytes` caps a builder's data, and so does what is free; `memory_room` has what modules take.
-    `engine` as in `runtime.RuntimeSettings`.
+    `engine` as in `runtime.RuntimeSettings`. `store_bytes` is how much the store may have; what is in use, and what
+    the unfinished tasks in `journal` need, stays anyway.
     """
 
     store_dir: Path
@@ -73,6 +79,8 @@ class ModulesSettings:
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     max_module_bytes: int = 100 * _MIB
     cache_bytes: int = 512 * _MIB
+    store_bytes: int = 2048 * _MIB
+    journal: Path | None = None
     compile_memory_bytes: int = 512 * _MIB
     compile_timeout_s: float = 600.0
     linger_s: float = 5.0
@@ -80,8 +88,12 @@ class ModulesSettings:
 
 
 @asynccontextmanager
-async def open_modules(settings: ModulesSettings) -> "AsyncIterator[StoredModules]":
-    """Yield the modules of this node; at the end no builder is left.
+async def open_modules(
+    settings: ModulesSettings, over_mqtt: ModulesOverMqtt | None = None, *, starting: bool = False
+) -> "AsyncIterator[StoredModules]":
+    """Yield the modules of this node; at the end no builder is left. `over_mqtt` is asked as its settings say.
+
+    Of a node that is `starting` nothing is collected before `holds.started`.
 
     Raises:
         StorageError: the store cannot be opened.
@@ -92,7 +104,7 @@ async def open_modules(settings: ModulesSettings) -> "AsyncIterator[StoredModule
         raise StorageError(str(error)) from error
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        modules = StoredModules(settings, layout, tasks)
+        modules = StoredModules(settings, layout, tasks, over_mqtt, starting=starting)
         try:
             yield modules
         except Exception as error:  # noqa: BLE001  kept out of the task group, which would wrap it
@@ -123,8 +135,19 @@ class _Flight:
 class StoredModules(Modules):
     """Made by `open_modules`."""
 
-    def __init__(self, settings: ModulesSettings, layout: OciLayout, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        settings: ModulesSettings,
+        layout: OciLayout,
+        tasks: TaskGroup,
+        over_mqtt: ModulesOverMqtt | None = None,
+        *,
+        starting: bool = False,
+    ) -> None:
         self._settings = settings
+        self.holds = ModuleHolds(layout, starting=starting)
+        self._written: int | None = _COLLECT_EVERY if starting else None  # bytes kept since the last collection
+        self._over_mqtt = over_mqtt
         self._layout = layout
         self._tasks = tasks
         self._cache = CompileCache(settings.cache_dir, settings.cache_bytes, settings.engine)
@@ -138,12 +161,14 @@ class StoredModules(Modules):
         self._kept: OrderedDict[str, str] = OrderedDict()  # digest to its file; text, for this is asked for every task
         self._at_hand: OrderedDict[ModuleWanted, tuple[Artefact, str, int]] = OrderedDict()  # with its file's size
         self._compiled: OrderedDict[Path, tuple[Artefact, int]] = OrderedDict()  # as found warm; with its file's size
+        self._known = KnownImages(layout, self._cache, settings.registry)
         self._images: OrderedDict[tuple[str, str | None], tuple[str, str]] = OrderedDict()
-        self._index_seen: tuple[int, int] | None = None
+        self._seen: State | None = None
 
     async def aclose(self) -> None:
-        """End the idle builders."""
+        """End the idle builders, and need nothing any more."""
         await self._builders.aclose()
+        self.holds.close()
 
     @property
     def builder_pids(self) -> list[int]:
@@ -161,6 +186,7 @@ class StoredModules(Modules):
             digest = _digest(data)
         else:
             digest = await to_thread.run_sync(_digest, data)
+        await self._hold(KEPT, digest)  # before looking for it: then it stays
         if (kept := self._kept.get(digest)) is not None and _is_there(kept):
             self._kept.move_to_end(digest)
             return digest
@@ -169,7 +195,31 @@ class StoredModules(Modules):
         except OciError as error:
             raise StorageError(str(error)) from error
         _remember(self._kept, digest, str(self._layout.path(Digest.parse(digest))))
+        self._wrote(len(data))
         return digest
+
+    def _wrote(self, size: int) -> None:
+        """What came with tasks counts, too; what was pulled, the builder has seen to."""
+        if self._written is not None:  # a node's, for others may not look only at pins
+            self._written += size
+            if self._written > _COLLECT_EVERY:
+                self._written = 0
+                self._tasks.start_soon(self._collect, name="collection")
+
+    async def _collect(self) -> None:
+        from proplet.oci.collecting import collect
+
+        try:
+            await to_thread.run_sync(collect, self._layout, self._settings.store_bytes)
+        except StoreBusy:
+            self._written = _COLLECT_EVERY
+        except OciError as error:
+            log.warning("nothing could be collected in the store of modules: %s", error)
+
+    async def _hold(self, holder: object, *digests: str | None) -> None:
+        """Pin blobs; if one is just being removed, wait until it has gone: who looks for it then knows."""
+        while not self.holds.hold(holder, *digests):  # noqa: ASYNC110  another process is at it, for a moment
+            await anyio.sleep(_REMOVAL_S)
 
     async def prepare(self, wanted: ModuleWanted, progress: Progress) -> Artefact:
         """Fetch, verify and compile; see the port."""
@@ -196,13 +246,13 @@ class StoredModules(Modules):
         return flight.artefact
 
     def ready(self, wanted: ModuleWanted) -> Artefact | None:
-        """Return what is known to be compiled; costs two calls of stat."""
+        """Return what is known to be compiled; costs two calls of stat, a third where there is a signature policy."""
         if (known := self._at_hand.get(wanted)) is not None and _has_size(known[1], known[2]):
             self._at_hand.move_to_end(wanted)
             return known[0]
         image_digest, module_digest = None, wanted.module_digest
         if module_digest is None:
-            if wanted.pull_policy is PullPolicy.ALWAYS or self._index_state() != self._index_seen:
+            if wanted.pull_policy is PullPolicy.ALWAYS or self._known.state() != self._seen:
                 return None
             found = self._images.get((wanted.image_url, wanted.image_digest))
             if found is None:
@@ -221,7 +271,7 @@ class StoredModules(Modules):
     async def _fly(self, wanted: ModuleWanted, flight: _Flight) -> None:
         try:
             with flight.scope:
-                flight.artefact = await self._make(wanted, flight.tell)
+                flight.artefact = await self._make(wanted, flight)
         except (ModuleError, StorageError) as error:
             flight.error = error
         except Exception as error:  # a defect of ours must end the tasks that wait here, not the node
@@ -233,13 +283,16 @@ class StoredModules(Modules):
             if self._flights.get(wanted) is flight:
                 del self._flights[wanted]
             flight.done.set()
+            # Who waits for it holds it in a moment; until then it is what was used last, and would be collected last.
+            self.holds.release(flight)
 
-    async def _make(self, wanted: ModuleWanted, tell: Progress) -> Artefact:
-        began = time.monotonic()
+    async def _make(self, wanted: ModuleWanted, flight: _Flight) -> Artefact:
+        began, tell = time.monotonic(), flight.tell
         image_digest, module_digest, fetch_s = None, wanted.module_digest, 0.0
         if module_digest is None:
             image_digest, module_digest = await self._fetch(wanted, tell)
             fetch_s = time.monotonic() - began
+        await self._hold(flight, image_digest, module_digest)
         try:
             digest = Digest.parse(module_digest)
         except InvalidDigest as error:
@@ -249,10 +302,7 @@ class StoredModules(Modules):
         artefact = Artefact(module_digest, path, ModuleKind.CORE, image_digest, fetch_s=fetch_s, metered=wanted.metered)
         record = await to_thread.run_sync(self._cache.find, path)
         if record is None:
-            artefact = replace(artefact, kind=await to_thread.run_sync(self._look, blob, digest))
-            began = time.monotonic()
-            await self._builders.compile(self._order(artefact, blob), tell)
-            artefact = replace(artefact, start_kind=StartKind.COLD, compile_s=time.monotonic() - began)
+            artefact = await self._compile(artefact, blob, wanted, tell)
             record = await to_thread.run_sync(self._cache.find, path)
             await to_thread.run_sync(self._cache.trim, path)
         if record is not None:
@@ -260,6 +310,29 @@ class StoredModules(Modules):
             warm = replace(artefact, image_digest=None, start_kind=StartKind.WARM, fetch_s=0.0, compile_s=0.0)
             _remember(self._compiled, path, (warm, record.size))
         return artefact
+
+    async def _compile(self, artefact: Artefact, blob: Path, wanted: ModuleWanted, tell: Progress) -> Artefact:
+        """Compile a stored module. That of an image was one when it was pulled: if it is none now, it is damaged."""
+        digest = Digest.parse(artefact.module_digest)
+        again = wanted.module_digest is None
+        while True:
+            began = time.monotonic()
+            try:
+                kind = await to_thread.run_sync(self._look, blob, digest)
+            except ModuleError:
+                if not again:
+                    raise
+            else:
+                artefact = replace(artefact, kind=kind)
+                try:
+                    await self._builders.compile(self._order(artefact, blob), tell)
+                    return replace(artefact, start_kind=StartKind.COLD, compile_s=time.monotonic() - began)
+                except ModuleError as error:
+                    if not again or error.reason is not Reason.DIGEST_MISMATCH:
+                        raise
+            log.warning("the stored module of %s is damaged and is taken anew", wanted.image_url)
+            again = False
+            await self._pull(replace(wanted, image_digest=artefact.image_digest), tell)
 
     def _described(self, artefact: Artefact, record: Record, blob: Path) -> Artefact:
         return replace(
@@ -273,52 +346,39 @@ class StoredModules(Modules):
     async def _fetch(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
         """Return the digests of the image and of its module, which is in the store or compiled already."""
         key = (wanted.image_url, wanted.image_digest)
-        state = self._index_state()
-        found = None
-        if wanted.pull_policy is not PullPolicy.ALWAYS:
-            found = await to_thread.run_sync(self._resolve, wanted)
-        if found is None:
-            registry = replace(self._settings.registry, max_module_bytes=self._settings.max_module_bytes)
-            fields = {
-                "image": wanted.image_url,
-                "digest": wanted.image_digest,
-                "policy": wanted.pull_policy.value,
-                "store_dir": str(self._layout.root),
-                "settings": pickle.dumps(registry),
-            }
-            pulled = await self._builders.pull(fields, tell)
-            found = (str(pulled["image_digest"]), str(pulled["module_digest"]))
-            state = self._index_state()
-        if state != self._index_seen:
+        state = self._known.state()
+        # Also where a builder has to be asked anyway: what is denied is not pulled.
+        found = await to_thread.run_sync(self._known.resolve, wanted)
+        if found is None or wanted.pull_policy is PullPolicy.ALWAYS:
+            found = await self._pull(wanted, tell)
+            state = self._known.state()
+        if state != self._seen:
             self._images.clear()
-            self._index_seen = state
+            self._seen = state
         _remember(self._images, key, found)
         return found
 
-    def _resolve(self, wanted: ModuleWanted) -> tuple[str, str] | None:
-        """Return what the store knows of an image, if its module is there or compiled; the module is not read."""
-        with suppress(OciError):
-            reference = Reference.parse(wanted.image_url)
-            if wanted.image_digest is not None:
-                reference = reference.with_digest(Digest.parse(wanted.image_digest))
-            digest = reference.digest
-            if digest is None:
-                recorded = self._layout.resolve(reference.store_name)
-                if recorded is None:
-                    return None
-                digest = recorded.digest
-            top, manifest = digest, parse_manifest(self._layout.read(digest, MAX_MANIFEST_BYTES), "")
-            for _ in range(2):
-                if isinstance(manifest, ImageManifest):
-                    break
-                inner = select_platform(manifest).descriptor.digest
-                manifest = parse_manifest(self._layout.read(inner, MAX_MANIFEST_BYTES), "")
-            if isinstance(manifest, ImageManifest):
-                module = select_layer(manifest).digest
-                path = self._cache.path(str(module), metered=wanted.metered)
-                if self._layout.has(module) or self._cache.find(path) is not None:
-                    return str(top), str(module)
-        return None
+    async def _pull(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
+        """Have a builder see to it that an image is in the store, whole, and may be run."""
+        registry = replace(self._settings.registry, max_module_bytes=self._settings.max_module_bytes)
+        fields = {
+            "image": wanted.image_url,
+            "digest": wanted.image_digest,
+            "policy": wanted.pull_policy.value,
+            "store_dir": str(self._layout.root),
+            "store_bytes": self._settings.store_bytes,
+            "journal": str(self._settings.journal) if self._settings.journal else "",
+            "settings": pickle.dumps(registry),
+        }
+        if self._over_mqtt is None:
+            pulled = await self._builders.pull(fields, tell)
+        else:
+            pull = partial(self._builders.pull, progress=tell)
+            pulled = await self._over_mqtt.pull(wanted, fields, pull, self._layout, tell)
+        for line in pulled.get("warnings", ()):
+            log.warning("%s", line)
+        self._known.admitted(wanted.image_url, str(pulled["image_digest"]))
+        return str(pulled["image_digest"]), str(pulled["module_digest"])
 
     def _look(self, blob: Path, digest: Digest) -> ModuleKind:
         """Check size and preamble of a stored module. Source: component model, Binary.md, "preamble"."""
@@ -352,14 +412,6 @@ class StoredModules(Modules):
             "engine": self._settings.engine,
             "key_dir": str(self._settings.key_dir.absolute()),
         }
-
-    def _index_state(self) -> tuple[int, int] | None:
-        """What changes when a name in the store begins to mean something else."""
-        try:
-            status = (self._layout.root / "index.json").stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino
 
 
 def _digest(data: bytes) -> str:

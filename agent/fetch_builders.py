@@ -5,7 +5,7 @@ compiler or the memory cap did becomes a `ModuleError`; what the disk did, a `St
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -102,7 +102,7 @@ class Builders:
                         if answer[0] == BUILT:
                             return dict(answer[1])
                         if answer[0] == REFUSED:
-                            raise self._failure(answer[1], answer[2], fields, child)
+                            raise self._failure(answer, fields, child)
                         if answer[0] == STAGE:
                             progress(Stage(answer[1], answer[2], answer[3]))
             except ChildGoneError:
@@ -154,14 +154,13 @@ class Builders:
         child.kill()
         await child.aclose()
 
-    def _failure(
-        self, reason: str, message: str, fields: Mapping[str, Any], child: Child
-    ) -> ModuleError | StorageError:
+    def _failure(self, answer: Sequence[Any], fields: Mapping[str, Any], child: Child) -> ModuleError | StorageError:
+        _, reason, message, cause = answer
         if reason == STORAGE:
             return StorageError(message)
         if reason == Reason.MEMORY_LIMIT.value:
             return self._out_of_memory(fields, child)
-        return ModuleError(Reason(reason), message)
+        return ModuleError(Reason(reason), message, cause)
 
     def _death(self, kind: int, fields: Mapping[str, Any], child: Child) -> ModuleError:
         said, how = child.last_errors(), child.exit_text()

@@ -35,7 +35,7 @@ from proplet.agent.ports import OutboxRow, StorageError
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _PAGE_BYTES = 2048
 _PENDING_BYTES = 4 * 1024 * 1024  # of messages in memory at once; one may be larger
 _SWEEP_SAVES, _SWEEP_BYTES = 512, 16 * 1024 * 1024  # whichever comes first
@@ -63,6 +63,9 @@ CREATE TABLE outbox (
     payload BLOB NOT NULL
 ) STRICT;
 """
+
+# By the version that comes after it; the tables of `_SCHEMA` are those of version 1.
+_MIGRATIONS = {1: _SCHEMA, 2: "ALTER TABLE attempts ADD COLUMN image_digest TEXT;"}
 
 T = TypeVar("T")
 
@@ -145,8 +148,8 @@ class SqliteJournal:
                 f"{self._path} was written by a newer proplet (schema {version}, this one knows {SCHEMA_VERSION}): "
                 "install that version again, or move the file away to start empty"
             )
-        if version < SCHEMA_VERSION:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        for following in range(version + 1, SCHEMA_VERSION + 1):
+            self._db.executescript(f"BEGIN; {_MIGRATIONS[following]} PRAGMA user_version={following}; COMMIT;")
 
     def _close(self) -> None:
         if hasattr(self, "_db"):
@@ -182,10 +185,10 @@ class SqliteJournal:
         unfinished: list[RecoveredAttempt] = []
         finished: dict[RunKey, str] = {}
         rows = self._db.execute(
-            "SELECT id, task_id, run, state, received_at, restarts, not_before, payload_hash, module_digest, start"
-            " FROM attempts ORDER BY id"
+            "SELECT id, task_id, run, state, received_at, restarts, not_before, payload_hash, module_digest, start,"
+            " image_digest FROM attempts ORDER BY id"
         )
-        for row_id, task_id, run, word, received_at, restarts, not_before, payload_hash, digest, start in rows:
+        for row_id, task_id, run, word, received_at, restarts, not_before, payload_hash, digest, start, image in rows:
             key, state = RunKey(task_id, run), State(word)
             self._rows[key] = row_id
             if state in TERMINAL:
@@ -198,7 +201,7 @@ class SqliteJournal:
                 log.error("a command in the journal cannot be read and is not run: %s", error)  # noqa: TRY400
                 command, state = wire.Start(task_id, "", ext=wire.StartTerms(attempt=run)), State.RUNNING
             unfinished.append(
-                RecoveredAttempt(key, command, digest, payload_hash, state, received_at, restarts, not_before)
+                RecoveredAttempt(key, command, digest, payload_hash, state, received_at, restarts, not_before, image)
             )
         keys = {row_id: key for key, row_id in self._rows.items()}
         for seq, row_id in self._db.execute("SELECT seq, attempt FROM outbox WHERE attempt IS NOT NULL"):
@@ -248,10 +251,11 @@ class SqliteJournal:
                         codec.encode(start),
                     ),
                 )
-            case SaveState(key, state, _, restarts, not_before):
+            case SaveState(key, state, _, restarts, not_before, image_digest):
                 self._db.execute(
-                    "UPDATE attempts SET state = ?, restarts = ?, not_before = ? WHERE id = ?",
-                    (state.value, restarts, not_before, self._row(key, rows)),
+                    "UPDATE attempts SET state = ?, restarts = ?, not_before = ?,"
+                    " image_digest = coalesce(?, image_digest) WHERE id = ?",
+                    (state.value, restarts, not_before, image_digest, self._row(key, rows)),
                 )
             case SaveOutcome(key, state, at, payload_hash, route, payload):
                 row = rows.get(key) or self._rows.get(key)

@@ -64,6 +64,7 @@ class Link:
         self._settings = settings
         self._slots = anyio.Semaphore(settings.max_inflight, fast_acquire=True)  # the acknowledgement is the wait
         self._connection: Connection | None = None
+        self._wanted: dict[str, bool] = {}  # topics that are listened to now and then; True: now
 
     @property
     def connected(self) -> bool:
@@ -90,6 +91,28 @@ class Link:
             if connection is None:
                 raise NotConnectedError("the connection to the broker was lost")
             await connection.publish(topic, payload, min(qos, 1))
+
+    def listen(self, topic: str, *, wanted: bool) -> None:
+        """Subscribe to a topic for a while, and end that; QoS 1, kept over every connection.
+
+        Nobody is told if the broker refuses it. Until the link has ended it, a topic may be delivered from a session
+        that an earlier process has left behind: say early what is not wanted.
+        """
+        self._wanted[topic] = wanted
+        if self._connection is not None:
+            self._follow(self._connection, topic)
+
+    def _follow(self, connection: "Connection", topic: str) -> None:
+        if self._wanted[topic]:
+            connection.listen(topic)
+        else:
+            connection.leave(topic)
+
+    def connected_by(self, connection: "Connection") -> None:
+        """Take a connection into use; for `open_link`."""
+        self._connection = connection
+        for topic in self._wanted:
+            self._follow(connection, topic)
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Tell the broker that `delivery` is safe here. The broker hears of deliveries in order of arrival.
@@ -152,7 +175,7 @@ async def _keep_connected(
         try:
             session_present = await connection.open(subscriptions)
             connected_at, told = anyio.current_time(), None
-            link._connection = connection  # noqa: SLF001 - the two are one unit; the link's user sees neither
+            link.connected_by(connection)
             log.info("connected to %s", settings.address)
             on_event(Connected(session_present))
             connection.release()
@@ -160,7 +183,7 @@ async def _keep_connected(
         except ConnectError as error:
             reason = str(error)
         finally:
-            link._connection = None  # noqa: SLF001
+            link._connection = None  # noqa: SLF001 - the two are one unit; the link's user sees neither
             with anyio.CancelScope(shield=True):
                 await connection.close()
         if anyio.current_time() - connected_at >= LASTED_S:

@@ -127,6 +127,16 @@ class Connection:
         finally:
             self._published.pop(info.mid, None)
 
+    def listen(self, topic: str) -> None:
+        """Subscribe to one more topic; what is published afterwards over this connection is behind it."""
+        if not self._lost.done():
+            self._paho.subscribe(topic, 1)
+
+    def leave(self, topic: str) -> None:
+        """End such a subscription, also one of an earlier connection."""
+        if not self._lost.done():
+            self._paho.unsubscribe(topic)
+
     def acknowledge(self, packet_id: int) -> None:
         """Note it, and acknowledge to the broker whatever is now complete, in order of arrival (MQTT 3.1.1, 4.6)."""
         arrived = self._arrived
@@ -200,6 +210,7 @@ class Connection:
         paho.on_message = self._on_message
         paho.on_publish = self._on_publish
         paho.on_subscribe = self._on_subscribe
+        paho.on_unsubscribe = None  # aiomqtt's looks for who asked, and does not know `leave`
         self._first_connect, paho.on_connect = paho.on_connect, self._on_connect
         self._first_disconnect, paho.on_disconnect = paho.on_disconnect, self._on_disconnect
 

@@ -6,8 +6,10 @@ from proplet.agent.config_permissions import ANYWHERE, own_paths
 from proplet.agent.config_schema import CeilingsTable, DefaultLimitsTable, Engine, NodeSettings
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.grants import AllowedDirectory, Ceiling
+from proplet.agent.image_parts import registry_settings, store_directory
 from proplet.agent.invocations import InvocationBounds
 from proplet.agent.log_feed import LogSettings
+from proplet.agent.module_requests import RequestSettings
 from proplet.agent.mqtt_model import Will
 from proplet.agent.ports import GuestLimits
 from proplet.agent.presence import PresenceSettings
@@ -21,7 +23,6 @@ from proplet.agent.task_logs import LogLimits
 from proplet.agent.task_secrets import Vault
 from proplet.agent.terms import NodeLimits
 from proplet.agent.topics import Route, Topics
-from proplet.oci.settings import HostSettings, RegistrySettings
 
 WORKER_QUEUE = 4  # runs prepared while all slots are taken, so that a slot is never idle
 
@@ -29,7 +30,8 @@ WORKER_QUEUE = 4  # runs prepared while all slots are taken, so that a slot is n
 def subscriptions(topics: Topics, proplet_id: str) -> list[tuple[str, int]]:
     """What a proplet listens to, always at QoS 1: the shared commands, its own, and managers' hellos."""
     shared = [topics.build(r) for r in (Route.START, Route.STOP, Route.INVOKE, Route.HELLO)]
-    own = [topics.build(r, proplet_id) for r in (Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE)]
+    routes = (Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE, Route.OWN_MODULE_CHUNK)
+    own = [topics.build(r, proplet_id) for r in routes]
     return [(topic, 1) for topic in shared + own]
 
 
@@ -119,32 +121,29 @@ def program_settings(settings: NodeSettings) -> ProgramSettings:
 def modules_settings(settings: NodeSettings) -> ModulesSettings:
     """Where modules come from and are kept. They are state: tasks start from them without a network."""
     modules = settings.modules
-    registries = {
-        host: HostSettings(
-            plain_http=given.plain_http,
-            ca_file=given.ca_file,
-            insecure=given.insecure,
-            username=given.username,
-            password=given.password.reveal() if given.password else None,
-        )
-        for host, given in settings.registries.items()
-    }
     return ModulesSettings(
-        store_dir=settings.node.state_dir / "modules",
+        store_dir=store_directory(settings),
         cache_dir=settings.node.cache_dir,
         key_dir=settings.node.state_dir / "keys",
-        registry=RegistrySettings(
-            hosts=registries,
-            docker_config=modules.docker_config,
-            use_docker_config=modules.use_docker_config,
-            total_timeout_s=modules.pull_timeout_s,
-            max_module_bytes=modules.max_module_size_bytes,
-        ),
+        registry=registry_settings(settings),
         max_module_bytes=modules.max_module_size_bytes,
         cache_bytes=modules.cache_size_bytes,
+        store_bytes=modules.store_size_bytes,
+        journal=settings.node.state_dir / "journal.db",
         compile_memory_bytes=modules.compile_memory_bytes,
         compile_timeout_s=modules.compile_timeout_s,
         engine=settings.runtime.engine.value,
+    )
+
+
+def request_settings(settings: NodeSettings) -> RequestSettings:
+    """How images are asked for over MQTT."""
+    return RequestSettings(
+        directory=store_directory(settings),
+        timeout_s=settings.modules.mqtt_timeout_s,
+        max_module_bytes=settings.modules.max_module_size_bytes,
+        max_packet_bytes=settings.mqtt.max_packet_size_bytes,
+        signatures=settings.modules.signature_policy is not None or settings.modules.signed_only,
     )
 
 
@@ -153,6 +152,7 @@ def shell_settings(settings: NodeSettings) -> ShellSettings:
     return ShellSettings(
         NodeLimits(_limits(settings.agent.limits), _limits(settings.agent.ceilings)),
         ceiling_of(settings),
+        pull_policy=settings.modules.pull_policy,
         invocations=InvocationBounds(open=settings.runtime.max_invocations),
     )
 

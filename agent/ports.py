@@ -3,19 +3,21 @@
 Every adapter maps its library's exceptions to the errors named here. Nothing here does I/O.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from proplet.agent.events import Outcome, Recovered, RunKey, Save, StartKind
 from proplet.agent.mqtt_model import Delivery
 from proplet.agent.wire import Permissions, PullPolicy, Reason
 
 __all__ = [
+    "KEPT",
     "Artefact",
     "GuestLimits",
+    "Holds",
     "Job",
     "Journal",
     "Link",
@@ -42,11 +44,15 @@ class StorageError(Exception):
 
 
 class ModuleError(Exception):
-    """A module cannot be had or cannot be used; `reason` goes into the result, the message to the person."""
+    """A module cannot be had or cannot be used; `reason` goes into the result, the message to the person.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    `cause` is what `proplet.oci.errors` calls it, where it comes from there.
+    """
+
+    def __init__(self, reason: Reason, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.cause = cause
 
 
 class ModuleKind(Enum):
@@ -61,6 +67,7 @@ class ModuleWanted:
     """Which module a task needs: stored bytes by `module_digest`, or an image by `image_url`.
 
     `metered` compiles it with fuel counting, which a job with a fuel limit needs and every other one pays for.
+    `handed_out`: whoever wants it hands out images over MQTT, on the proplet's own topic.
     """
 
     module_digest: str | None = None
@@ -68,6 +75,7 @@ class ModuleWanted:
     image_digest: str | None = None
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     metered: bool = False
+    handed_out: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,26 @@ class Modules(Protocol):
             ModuleError: it cannot be had (registry, digest) or is no usable WebAssembly.
             StorageError: the disk is full or not writable.
         """
+        ...
+
+
+#: Holds inline modules from the moment they are kept until the attempts that came with them hold them.
+KEPT: Final = "kept"
+
+
+class Holds(Protocol):
+    """Who needs which modules: what somebody holds is not collected."""
+
+    def hold(self, holder: Hashable, *digests: str | None) -> bool:
+        """Keep modules and images until `holder` is released; False if one of them is just being removed."""
+        ...
+
+    def release(self, holder: Hashable) -> None:
+        """`holder` needs nothing any more, if it ever did."""
+        ...
+
+    def started(self) -> None:
+        """All that was needed when the node started is held now."""
         ...
 
 

@@ -64,6 +64,7 @@ class _Live:
     told: object = None
     running_since: float = 0.0  # monotonic; 0 is not running
     message: str = ""  # where it serves, for people
+    image_digest: str | None = None
 
     def wants(self, topic: str) -> bool:
         return self.start.ext is not None and topic in self.start.ext.topics
@@ -99,10 +100,11 @@ class Presence:
         if live:
             live.stage, live.progress = stage.name, stage
 
-    def running(self, key: RunKey, restarts: int = 0) -> None:
-        """A task's guest runs now, after so many runs before it."""
+    def running(self, key: RunKey, restarts: int = 0, image_digest: str | None = None) -> None:
+        """A task's guest runs now, after so many runs before it, out of this image."""
         live = self._live.get(key)
         if live:
+            live.image_digest = image_digest
             live.stage, live.progress, live.message = "running", None, ""
             live.running_since = time.monotonic()
             self.meters.began(key, live.start, restarts)
@@ -217,6 +219,14 @@ class Presence:
             live.told = now_told
             done, total = (live.progress.bytes_done, live.progress.bytes_total) if live.progress else (0, 0)
             message = wire.Progress(
-                self.proplet_id, key.task_id, live.start.attempt, live.stage, done, total, time.time(), live.message
+                self.proplet_id,
+                key.task_id,
+                live.start.attempt,
+                live.stage,
+                done,
+                total,
+                time.time(),
+                live.message,
+                live.image_digest,
             )
             await self.tell(link, Route.PROGRESS, message, self._settings.qos)

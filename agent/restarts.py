@@ -114,4 +114,4 @@ def held(attempt: Attempt) -> InventoryItem:
     why = attempt.trouble if attempt.state is State.WAITING else ""
     if attempt.state is State.SERVING:
         why = started_at(attempt.port)
-    return InventoryItem(attempt.key.task_id, attempt.number, word(attempt), attempt.since, why)
+    return InventoryItem(attempt.key.task_id, attempt.number, word(attempt), attempt.since, why, attempt.image_digest)

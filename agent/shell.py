@@ -42,6 +42,7 @@ from proplet.agent.events import (
     Waits,
 )
 from proplet.agent.grants import Ceiling, Granted, GrantError, Grants
+from proplet.agent.holding import Holding
 from proplet.agent.interpreting import Interpreter, on_one_line
 from proplet.agent.invocations import InvocationBounds, Invocations
 from proplet.agent.lifecycle import State
@@ -50,6 +51,7 @@ from proplet.agent.outbox import Outbox
 from proplet.agent.persisting import Persistence
 from proplet.agent.ports import (
     Artefact,
+    Holds,
     Job,
     Journal,
     Link,
@@ -95,9 +97,11 @@ class Shell:
         runtime: Runtime,
         topics: Topics,
         presence: Presence,
+        holds: Holds | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
+        self._holding = Holding(holds)
         self._core = core
         self._journal = journal
         self._modules = modules
@@ -147,6 +151,7 @@ class Shell:
         self._link = link
         self._outbox = Outbox(self._journal, link, self._topics)
         recovered = await self._journal.load()
+        self._holding.recovered(recovered)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             self._invocations.open(link, self._topics, self._presence.proplet_id, tasks)
@@ -211,6 +216,7 @@ class Shell:
             self._jobs.pop(event.key, None)
             self._cancelled.discard(event.key)
             self._presence.ended(event.key)
+            self._holding.ended(event.key)
         return self._shortened(step)
 
     def _shortened(self, step: Step) -> list[Step]:
@@ -242,6 +248,7 @@ class Shell:
         saves = [save for step in steps for save in step.save]
         if saves:
             await self._persistence.done(lambda: self._journal.commit(saves))
+        self._holding.saved(saves)
         for delivery in deliveries:
             self._link.acknowledge(delivery)
         for step in steps:
@@ -306,6 +313,7 @@ class Shell:
         if start.latent and artefact.serves_http:
             self._presence.ended(key)
             return ModuleFailed(key, Reason.NOT_SUPPORTED, "what serves HTTP cannot be latent: start it as a daemon")
+        self._holding.ready(key, artefact)
         self._presence.meters.prepared(artefact.start_kind)
         job = job_of(key, start, artefact, self._settings.limits, given, proplet_id=self._presence.proplet_id)
         self._jobs[key] = job
@@ -350,7 +358,8 @@ class Shell:
         key, start = effect.key, effect.start
         self._presence.deployed(key, start, lambda: self._invocations.tally(key))
         self._tasks.start_soon(self._presence.rests, self._link, key, start, State.DEPLOYED.value)
-        wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True))
+        image = self._jobs[key].artefact.image_digest
+        wanted = self._wanted(Prepare(key, start, effect.module_digest, again=True, image_digest=image))
         voice = self._presence.voice(key, start)
         self._invocations.deploy(key, self._jobs.pop(key), wanted, start.attempt, voice)
 
@@ -360,7 +369,7 @@ class Shell:
         speaker = self._presence.voice(key, effect.start).run()
         try:
             if key not in self._cancelled:
-                self._presence.running(key, effect.restarts)
+                self._presence.running(key, effect.restarts, job.artefact.image_digest)
                 outcome = await self._runtime.run(job, lambda notice: self._hear(key, speaker.hear, notice))
                 outcome = explained(outcome, job)
         except Exception as error:  # the same

@@ -143,7 +143,8 @@ def wanted_by(effect: Prepare, default: PullPolicy, node: NodeLimits) -> ModuleW
     return ModuleWanted(
         effect.module_digest,
         start.image_url,
-        ext.image_digest,
+        effect.image_digest or ext.image_digest,
         policy,
         metered=granted(start, node).fuel is not None,
+        handed_out="modules" in ext.topics,
     )

@@ -37,6 +37,8 @@ class Route(Enum):
     OWN_START = "control/manager/start/{}"
     OWN_STOP = "control/manager/stop/{}"
     OWN_INVOKE = "control/manager/invoke/{}"
+    OWN_MODULE_REQUEST = "registry/proplet/{}"
+    OWN_MODULE_CHUNK = "registry/server/{}"
 
     @property
     def is_own(self) -> bool:
@@ -44,7 +46,13 @@ class Route(Enum):
         return self.value.endswith("/{}")
 
 
-OWN = {Route.START: Route.OWN_START, Route.STOP: Route.OWN_STOP, Route.INVOKE: Route.OWN_INVOKE}
+OWN = {
+    Route.START: Route.OWN_START,
+    Route.STOP: Route.OWN_STOP,
+    Route.INVOKE: Route.OWN_INVOKE,
+    Route.MODULE_REQUEST: Route.OWN_MODULE_REQUEST,
+    Route.MODULE_CHUNK: Route.OWN_MODULE_CHUNK,
+}
 SHARED = {own: shared for shared, own in OWN.items()}
 _BY_SUFFIX = {route.value: route for route in Route if not route.is_own}
 _BY_OWN_PREFIX = {route.value.removesuffix("{}"): route for route in Route if route.is_own}
@@ -101,6 +109,16 @@ class Topics:
         if proplet_id is not None:
             raise InvalidTopicError(f"{route.value} is shared by all proplets and names none")
         return f"{self.base}/{route.value}"
+
+    def every(self, route: Route) -> str:
+        """Return the subscription to an own route of all proplets; for managers.
+
+        Raises:
+            InvalidTopicError: the route is none.
+        """
+        if not route.is_own:
+            raise InvalidTopicError(f"{route.value} is one topic already")
+        return f"{self.base}/{route.value.format('+')}"
 
     def parse(self, topic: str) -> Parsed | None:
         """Return what `topic` says, or None where it is not one of this channel's."""

@@ -83,6 +83,7 @@ class Reason(Enum):
     INVALID_ARGUMENTS = "invalid_arguments"
     MODULE_UNAVAILABLE = "module_unavailable"
     DIGEST_MISMATCH = "digest_mismatch"
+    UNTRUSTED = "untrusted"
     NOT_SUPPORTED = "not_supported"
     PERMISSION_DENIED = "permission_denied"
     SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 - a word for what is missing
@@ -164,7 +165,7 @@ FINISHED = "finished"
 class InventoryItem:
     """One task a proplet holds, by its own account. `state` is the device's word, `since` an epoch time.
 
-    `message` says to people why it waits.
+    `message` says to people why it waits. `image_digest` is what its image's name meant when it was resolved.
     """
 
     id: str
@@ -172,6 +173,7 @@ class InventoryItem:
     state: str = ""
     since: float = 0.0
     message: str = ""
+    image_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,10 +503,72 @@ class InvokeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleTerms:
+    """``ext`` of a request for a module, on a proplet's own topic (ours): which pieces of what, and how to send them.
+
+    `id` names the request in its answers. `content` is what an answer named, with which the pieces from `first` on are
+    then of the same bytes; `chunk_bytes` is the most that a piece may have. `signatures`: they are needed, too.
+    """
+
+    v: int = 1
+    id: str = ""
+    digest: str | None = None  # of the image, where it is pinned
+    pull_policy: PullPolicy | None = None
+    encodings: tuple[str, ...] = ()
+    chunk_bytes: int = 0
+    content: str = ""
+    first: int = 0
+    count: int = 0
+    signatures: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleRequest:
-    """``registry/proplet``: send me this image."""
+    """``registry/proplet``: send me this image. Peers of the reference send no `ext` and get all of its module."""
 
     app_name: str
+    ext: ModuleTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleBlob:
+    """One blob of an image that is sent in pieces: they hold the blobs one after the other."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleEntry:
+    """A name that the receiver's store gives to one of the blobs: a signature's, see `proplet.oci.signatures`."""
+
+    name: str
+    digest: str
+    size: int
+    media_type: str = ""
+    annotations: Mapping[str, str] = _mapping()
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleImage:
+    """What the pieces are together: manifests, configuration, signatures, and the layer with the module at the end.
+
+    `digest` is of the manifest or index that the image's name means.
+    """
+
+    digest: str
+    blobs: tuple[ModuleBlob, ...] = ()
+    entries: tuple[ModuleEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTerms:
+    """``ext`` of a piece on a proplet's own topic (ours). `note` says that there are no pieces yet, and why."""
+
+    id: str = ""
+    content: str = ""
+    image: ModuleImage | None = None  # in the first answer to a request that names no content
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,6 +580,20 @@ class ModuleChunk:
     total_chunks: int = 0
     data: bytes = b""
     error: str | None = None
+    ext: ChunkTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRefusal:
+    """``registry/server``: a chunk that has nothing but its `error`; read as `ModuleChunk`.
+
+    Without the other fields a worker of the reference takes it for no chunk and drops it. A chunk with a total of 0
+    would begin a set that accepts no other total for minutes.
+    """
+
+    app_name: str
+    error: str
+    ext: ChunkTerms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -551,7 +629,7 @@ class LogLines:
 class Progress:
     """``control/proplet/progress`` (ours): a task's stage changed, or bytes arrived. `bytes_total` 0 is unknown.
 
-    `message` says to people why it waits.
+    `message` says to people why it waits. `image_digest`: as in `InventoryItem`.
     """
 
     proplet_id: str
@@ -562,6 +640,7 @@ class Progress:
     bytes_total: int = 0
     at: float = 0.0
     message: str = ""
+    image_digest: str | None = None
 
 
 Message = (
@@ -578,6 +657,7 @@ Message = (
     | InvokeResult
     | ModuleRequest
     | ModuleChunk
+    | ModuleRefusal
     | RoundStart
     | FederatedUpdate
     | LogLines

@@ -80,7 +80,7 @@ def _check_framing(headers: Headers) -> None:
 def _admit(rules: DoorRules, scope: Scope) -> Scope:
     headers = Headers(scope=scope)
     host = headers.get("host", "")
-    if not _known(rules, host, scope):
+    if not answers_to(rules.hosts, host, scope):
         raise ProblemError(
             421, "host_not_allowed", "this node does not answer to that Host; add the name to the API's allowed hosts"
         )
@@ -101,7 +101,8 @@ def _admit(rules: DoorRules, scope: Scope) -> Scope:
     return {**scope, "path": path, "raw_path": path.encode("utf-8")}
 
 
-def _known(rules: DoorRules, host: str, scope: Scope) -> bool:
+def answers_to(hosts: frozenset[str], host: str, scope: Scope) -> bool:
+    """Return whether a ``Host`` header names one of these, or the address that the connection was made to."""
     try:
         parts = urlsplit(f"//{host}")
         name = parts.hostname or ""
@@ -111,7 +112,7 @@ def _known(rules: DoorRules, host: str, scope: Scope) -> bool:
     if parts.username is not None or parts.path or parts.query or parts.fragment:
         return False
     name = name.rstrip(".")
-    return name in rules.hosts or _is_own_address(name, scope)
+    return name in hosts or _is_own_address(name, scope)
 
 
 def _is_own_address(name: str, scope: Scope) -> bool:

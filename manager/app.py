@@ -20,6 +20,7 @@ from proplet.manager.bus import BusSettings, open_bus
 from proplet.manager.controller import Controller
 from proplet.manager.exchange import Policy
 from proplet.manager.model import Kind
+from proplet.manager.module_answers import AnswerSettings, Assigned, ModuleAnswers
 from proplet.manager.ports import Store, StoreUnavailableError
 from proplet.manager.round_starts import RoundStarts
 from proplet.manager.seed import apply_directory
@@ -54,6 +55,7 @@ class ManagerSettings:
         keep_bytes: what results and modules may hold in memory; the oldest finished tasks make room.
         not_proplets: ids that are no proplet's, whatever they claim.
         reply_s: how long the broker may take to acknowledge a command.
+        hands_out: which images are handed out to proplets over MQTT; None are none.
     """
 
     mqtt: MqttSettings
@@ -68,6 +70,7 @@ class ManagerSettings:
     keep_bytes: int = 64 * 1024 * 1024
     not_proplets: tuple[str, ...] = ()
     reply_s: float = 20.0
+    hands_out: AnswerSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,15 @@ async def open_manager(
             window=settings.window,
         )
         await control.load()
-        bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
+        handing = settings.hands_out is not None
+        bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s, handing)
         starts = RoundStarts(store, control.hear)
-        bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, starts.hear))
+        answers = ModuleAnswers(settings.hands_out, Assigned(control.held_by, control.held_by_others), starts.hear)
+        bus = await stack.enter_async_context(open_bus(bus_settings, control.announcement, answers.hear))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(control.run, bus)
         tasks.start_soon(starts.run)
+        tasks.start_soon(answers.run, bus)
         tasks.start_soon(_prune_now_and_then, store, settings.keep_finished, settings.keep_bytes)
         stack.callback(tasks.cancel_scope.cancel)
         await stack.enter_async_context(open_works(store, collect_garbage=True))

@@ -81,9 +81,10 @@ def rules_of(identity: Identity, domain: str, channel: str) -> Rules:
     reports = [topics.build(route) for route in Route if route.value.startswith("control/proplet/")]
     updates = f"fl/rounds/+/updates/{identity.username}"
     shared = [Route.START, Route.STOP, Route.INVOKE, Route.HELLO, Route.MODULE_CHUNK]
-    own = [Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE]
+    own = [Route.OWN_START, Route.OWN_STOP, Route.OWN_INVOKE, Route.OWN_MODULE_CHUNK]
+    asked = topics.build(Route.OWN_MODULE_REQUEST, identity.username)
     return Rules(
-        publish=(*reports, topics.build(Route.MODULE_REQUEST), updates),
+        publish=(*reports, topics.build(Route.MODULE_REQUEST), asked, updates),
         receive=(*map(topics.build, shared), *(topics.build(route, identity.username) for route in own)),
     )
 

@@ -8,7 +8,7 @@ and acknowledged. The manager subscribes to the topics it reads, never to all: b
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import anyio
@@ -45,6 +45,10 @@ READ: Final = (
     Route.PROGRESS,
     Route.ROUND_START,
 )
+#: Heard only where images are handed out.
+REQUESTS: Final = (Route.MODULE_REQUEST, Route.OWN_MODULE_REQUEST)
+MODULES: Final = "modules"  # what a manager announces that hands out images on proplets' own topics
+_REQUEST_MAX: Final = 64 * 1024
 
 
 class TooLargeError(BusError):
@@ -57,6 +61,7 @@ class Heard:
 
     message: Any
     done: Callable[[], None]
+    proplet_id: str | None = None  # whose own topic it came on
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class BusSettings:
     topics: Topics
     manager_id: str
     reply_s: float = 20.0  # for the broker's acknowledgement of a command
+    hands_out: bool = False  # images: requests for them are heard, and proplets are told that they may ask
 
 
 class MqttBus:
@@ -111,12 +117,22 @@ class MqttBus:
 
     async def hello(self) -> None:
         """Ask every proplet for discovery and inventory. Raises BusError."""
-        await self._publish(Route.HELLO, None, encode(Hello(self._settings.manager_id, ANNOUNCEMENT)))
+        said = ANNOUNCEMENT
+        if self._settings.hands_out:
+            said = replace(said, topics=(*said.topics, MODULES))
+        await self._publish(Route.HELLO, None, encode(Hello(self._settings.manager_id, said)))
+
+    async def piece(self, proplet_id: str | None, message: Any, encoding: Encoding) -> None:
+        """Send a piece of an image to one proplet, or on the topic that all share (None). Raises BusError."""
+        route = Route.MODULE_CHUNK if proplet_id is None else Route.OWN_MODULE_CHUNK
+        await self._publish(route, proplet_id, encode(message, encoding))
 
     async def _command(self, route: Route, proplet_id: str | None, command: Start | Stop | Invoke) -> None:
         said = self._announcement(proplet_id) if proplet_id is not None else None
         encoding = Encoding.CBOR if said is not None and "cbor" in said.encodings else Encoding.JSON
         own = said is not None and "own" in said.topics
+        if self._settings.hands_out and isinstance(command, Start) and command.ext is not None and command.image_url:
+            command = replace(command, ext=replace(command.ext, topics=(*command.ext.topics, MODULES)))
         payload = encode(command, encoding)
         await self._publish(OWN[route] if own else route, proplet_id if own else None, payload)
 
@@ -147,6 +163,7 @@ async def open_bus(
     """
     topics = settings.topics
     link: Link | None = None
+    read = (*READ, *REQUESTS) if settings.hands_out else READ
 
     def on_link(event: LinkEvent) -> None:
         match event:
@@ -163,7 +180,10 @@ async def open_bus(
                 link.acknowledge(delivery)
 
         parsed = topics.parse(delivery.topic)
-        if parsed is None or parsed.route not in READ or delivery.retained:
+        if parsed is None or parsed.route not in read or delivery.retained:
+            done()
+            return
+        if parsed.route in REQUESTS and len(delivery.payload) > _REQUEST_MAX:
             done()
             return
         try:
@@ -172,9 +192,9 @@ async def open_bus(
             log.warning("a message on %s cannot be read and is dropped: %s", delivery.topic, error.detail)
             done()
             return
-        on_event(Heard(message, done))
+        on_event(Heard(message, done, parsed.proplet_id))
 
-    subscriptions = [(topics.build(route), QOS) for route in READ]
+    subscriptions = [(topics.every(route) if route.is_own else topics.build(route), QOS) for route in read]
     async with open_link(settings.mqtt, subscriptions, None, on_link) as opened:
         link = opened
         yield MqttBus(opened, settings, announcement)

@@ -38,6 +38,7 @@ from proplet.manager.manifest import GROUPS
 from proplet.manager.measures import MeasuredStore, Measures
 from proplet.manager.membership import Membership
 from proplet.manager.model import Kind, Proplet, Task
+from proplet.manager.module_answers import AnswerSettings, Assigned, ModuleAnswers
 from proplet.manager.pod_grants import Grants
 from proplet.manager.pods import Pods, PodSettings
 from proplet.manager.ports import EventSink, StoreError, StoreUnavailableError
@@ -75,6 +76,7 @@ class ClusterSettings:
         metrics_token: the file with what is to be shown for /metrics.
         metrics_open: without a token, /metrics is for everybody, not only for this machine.
         grants: what Proplets of type k8s may name.
+        hands_out: which images are handed out to proplets over MQTT; None are none.
     """
 
     mqtt: MqttSettings
@@ -95,6 +97,7 @@ class ClusterSettings:
     metrics_token: str | None = None
     metrics_open: bool = False
     grants: Grants = field(default_factory=Grants)
+    hands_out: AnswerSettings | None = None
 
 
 def lease_terms(
@@ -245,12 +248,14 @@ class Reign:
             hold_s=settings.refused_hold_s,
         )
         await control.load()
-        bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s)
+        handing = settings.hands_out is not None
+        bus_settings = BusSettings(settings.mqtt, settings.topics, settings.manager_id, settings.reply_s, handing)
         self.control = control
         starts = RoundStarts(self.store, control.hear)
+        answers = ModuleAnswers(settings.hands_out, Assigned(control.held_by, control.held_by_others), starts.hear)
         try:
             async with (
-                open_bus(bus_settings, control.announcement, starts.hear) as bus,
+                open_bus(bus_settings, control.announcement, answers.hear) as bus,
                 open_works(self.store, self._events, collect_garbage=False),
                 anyio.create_task_group() as tasks,
             ):
@@ -258,6 +263,7 @@ class Reign:
                 log.info("this manager is at work")
                 tasks.start_soon(control.run, bus)
                 tasks.start_soon(starts.run)
+                tasks.start_soon(answers.run, bus)
                 pods = PodSettings(settings.group, settings.namespaces, settings.grants)
                 tasks.start_soon(Pods(self._api, self.store, pods, self._events).run)
                 await self._away()

@@ -134,6 +134,19 @@ class Controller:
         """What a proplet understands, by id; for the bus."""
         return self._registry.announcement
 
+    def held_by(self, proplet_id: str) -> list[Task]:
+        """Return the tasks that a proplet should have."""
+        return [task for uid in self._book.held_by(proplet_id) if (task := self._book.get(uid)) is not None]
+
+    def held_by_others(self) -> Iterable[Task]:
+        """Return the tasks that are with peers which have no topics of their own, and those for everybody."""
+
+        def shares(task: Task) -> bool:
+            said = self.announcement(task.status.proplet_id) if task.status.proplet_id is not None else None
+            return said is None or "own" not in said.topics
+
+        return [task for task in self._book.all() if shares(task)]
+
     @property
     def connected(self) -> bool:
         """Whether the broker is there."""
@@ -222,6 +235,8 @@ class Controller:
         if contact is None or not contact.heard or signal.attempt not in (None, task.status.attempt):
             return False
         if signal.note is not None and signal.note != task.status.message:
+            return False
+        if signal.image is not None and signal.image != task.status.resolved_image:
             return False
         contact.hear(self._monotonic(), self._policy)
         return True

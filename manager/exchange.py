@@ -54,7 +54,7 @@ class Holds:
     """A proplet says that it holds an attempt of the task (None: it does not say which).
 
     `ended`: it has finished it, and its result is on the way. `confirms`: that means the task runs. `note` says to
-    people why it waits there; None: the proplet does not say.
+    people why it waits there; None: the proplet does not say. `image`: the digest its image's name stands for.
     """
 
     proplet_id: str
@@ -62,6 +62,7 @@ class Holds:
     ended: bool = False
     confirms: bool = True
     note: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,9 @@ class Hearing:
                 named.add(item.id)
                 if not ended:
                     self._observed.states.add(item.id, proplet_id, item.attempt, item.state)
-                known = Holds(proplet_id, item.attempt, ended, *_standing(task, item.state, item.message))
+                known = Holds(
+                    proplet_id, item.attempt, ended, *_standing(task, item.state, item.message), item.image_digest
+                )
                 self._tell.signal(item.id, known, nothing_to_do)
         for uid in self._tell.held_by(proplet_id) - named:
             self._tell.signal(uid, Lacks(proplet_id), nothing_to_do)
@@ -123,7 +125,7 @@ class Hearing:
         if progress.attempt is not None and task is not None:
             self._observed.states.add(progress.task_id, progress.proplet_id, progress.attempt, progress.stage)
             standing = _standing(task, progress.stage, progress.message)
-            self._confirms(task, Holds(progress.proplet_id, progress.attempt, False, *standing))
+            self._confirms(task, Holds(progress.proplet_id, progress.attempt, False, *standing, progress.image_digest))
 
     def _task_metrics(self, metrics: TaskMetrics) -> None:
         task = self._tell.task(metrics.task_id)

@@ -40,6 +40,7 @@ def dispatched(task: Task, proplet_id: str | None, wall: float) -> TaskStatus:
 def held(status: TaskStatus, word: Holds, wall: float) -> TaskStatus:
     """A proplet says that it holds the current attempt, and perhaps why it waits there."""
     status = confirmed(status, wall) if word.confirms else _taken_up(status)
+    status = replace(status, resolved_image=word.image or status.resolved_image)
     return status if word.note is None else replace(status, message=word.note[:_LITTLE])
 
 

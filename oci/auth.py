@@ -27,11 +27,24 @@ _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "reg
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and password, and where they came from. The password is never shown."""
+    """A user name and password, or a token instead, and where they came from. Secrets are never shown.
+
+    ``identity_token``: what ``docker login`` keeps instead of a password where the token service gives one; it is
+    exchanged there for a token. ``bearer``: a token that is shown to the registry as it is.
+    """
 
     username: str
     password: str = field(repr=False)
     source: str
+    identity_token: str | None = field(default=None, repr=False)
+    bearer: str | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Who this is, for messages."""
+        if self.bearer is not None:
+            return "the token of docker login"
+        return f"user {self.username!r}" if self.identity_token is None else "the identity token of docker login"
 
 
 def find_credentials(registry: str, settings: RegistrySettings) -> Credentials | None:
@@ -111,7 +124,15 @@ def _table(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 
 def _from_entry(entry: dict[str, Any], registry: str, path: Path) -> Credentials | None:
-    """What one entry of ``auths`` holds; an empty one only says that a store has it."""
+    """What one entry of ``auths`` holds; an empty one only says that a store has it.
+
+    Tokens go before passwords, as in docker/cli: its ``auth`` has a user name and an empty password beside a token.
+    """
+    identity, bearer = entry.get("identitytoken"), entry.get("registrytoken")
+    if isinstance(bearer, str) and bearer:
+        return Credentials("", "", str(path), bearer=_token(bearer, registry, path))
+    if isinstance(identity, str) and identity:
+        return Credentials("", "", str(path), identity_token=_token(identity, registry, path))
     if encoded := entry.get("auth"):
         try:
             decoded = base64.b64decode(str(encoded), validate=True).decode().rstrip("\0")
@@ -124,11 +145,13 @@ def _from_entry(entry: dict[str, Any], registry: str, path: Path) -> Credentials
     name, secret = entry.get("username"), entry.get("password")
     if isinstance(name, str) and isinstance(secret, str) and name:
         return Credentials(name, secret, str(path))
-    if entry.get("identitytoken") or entry.get("registrytoken"):
-        raise InvalidCredentials(
-            f"the entry for {registry} in {path} is an identity token: use a user name and password"
-        )
     return None
+
+
+def _token(text: str, registry: str, path: Path) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise InvalidCredentials(f"the token for {registry} in {path} is damaged: log in again")
+    return text
 
 
 def _ask_helper(name: str, server: str) -> Credentials | None:
@@ -159,8 +182,6 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
         raise InvalidCredentials(
             f"the credential helper {program} did not answer with a user name and secret"
         ) from None
-    if username == "<token>":
-        raise InvalidCredentials(
-            f"the credential helper {program} gave an identity token: use a user name and password"
-        )
+    if username == "<token>":  # docker-credential-helpers: the secret is an identity token
+        return Credentials("", "", program, identity_token=str(secret))
     return Credentials(str(username), str(secret), program)

@@ -28,12 +28,22 @@
     │   ├── NoWasmLayer           no_wasm_layer
     │   ├── AmbiguousLayer        ambiguous_layer       several modules, nothing says which
     │   ├── NoPlatform            no_platform           an index without an entry for wasm
-    │   └── NotWasm               not_wasm              the bytes do not begin as a module does
+    │   ├── NotWasm               not_wasm              the bytes do not begin as a module does
+    │   └── InvalidArchive        invalid_archive       an archive, or a layer that is one, not as it must be
+    ├── TrustFault                                      who made it is not whom the policy asks for
+    │   ├── InvalidPolicy         invalid_policy        the policy file, or a key it names
+    │   ├── ImageDenied           image_denied          the policy says deny
+    │   ├── SignatureMissing      signature_missing     nobody signed it
+    │   ├── SignatureInvalid      signature_invalid     a signature that was tampered with, or is for other bytes
+    │   ├── SignatureUntrusted    signature_untrusted   signed, but with no key that the policy names
+    │   └── SignatureExpired      signature_expired     signed with a key, or at a time, that no longer counts
     └── StoreFault                                      the store on disk
         ├── DiskFull              disk_full
         ├── StoreReadOnly         store_read_only
         ├── StoreDamaged          store_damaged
         ├── NotInStore            not_in_store          asked for with the policy Never, or not there
+        ├── StoreInUse            store_in_use          a task needs what was to be removed
+        ├── StoreBusy             store_busy            a node is just taking it over
         └── StoreFailed           store_failed          any other error of the file system
 
 ``str(error)`` is one line that says what happened and what to do next. No secret is ever part of it.
@@ -210,6 +220,52 @@ class NotWasm(ContentFault):
     reason = "not_wasm"
 
 
+class InvalidArchive(ContentFault):
+    """An archive of images, or a layer that is a tar archive, that is damaged or not of a form that is understood."""
+
+    reason = "invalid_archive"
+
+
+class TrustFault(OciError):
+    """The image is not one that the signature policy lets run."""
+
+
+class InvalidPolicy(TrustFault):
+    """The policy file, or a key that it names, cannot be read or understood: nothing is run on a guess."""
+
+    reason = "invalid_policy"
+
+
+class ImageDenied(TrustFault):
+    """The policy denies this repository."""
+
+    reason = "image_denied"
+
+
+class SignatureMissing(TrustFault):
+    """The policy requires a signature and there is none, neither in the store nor in the registry."""
+
+    reason = "signature_missing"
+
+
+class SignatureInvalid(TrustFault):
+    """A signature that does not fit what it signs: one of the two was changed."""
+
+    reason = "signature_invalid"
+
+
+class SignatureUntrusted(TrustFault):
+    """There are signatures, and none is by a key that the policy requires."""
+
+    reason = "signature_untrusted"
+
+
+class SignatureExpired(TrustFault):
+    """A signature by a required key or certificate that is no longer, or not yet, valid."""
+
+    reason = "signature_expired"
+
+
 class StoreFault(OciError):
     """Something the store on disk could not do."""
 
@@ -237,6 +293,19 @@ class NotInStore(StoreFault):
     """The store does not hold what was asked for and may not fetch it."""
 
     reason = "not_in_store"
+
+
+class StoreInUse(StoreFault):
+    """What was to be removed is needed by a task, or by another process."""
+
+    reason = "store_in_use"
+
+
+class StoreBusy(StoreFault):
+    """Nothing may be removed just now: a node is starting and has not said what it needs."""
+
+    reason = "store_busy"
+    transient = True
 
 
 class StoreFailed(StoreFault):

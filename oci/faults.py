@@ -5,6 +5,7 @@ Imports requests: load it late.
 
 import http.client
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,19 @@ from proplet.oci.errors import (
     TlsFailed,
     Unauthorized,
 )
+from proplet.oci.headers import retry_after
 from proplet.oci.reference import Reference
 from proplet.oci.watch import Watch
 
 _MAX_TEXT = 200
+_CERTIFICATE_WANTED = {400, 495, 496}  # nginx says so in HTTP; the last two are its own
+_CERTIFICATE_ALERTS = (  # OpenSSL's names of what a server says that does not like who connects
+    "CERTIFICATE_REQUIRED",
+    "HANDSHAKE_FAILURE",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_CERTIFICATE_UNKNOWN",
+)
 
 
 @contextmanager
@@ -79,15 +89,18 @@ def _translated(registry: str, error: Exception) -> OciError:
     )
 
 
-def answered(reference: Reference, response: requests.Response, body: bytes, what: str, identity: str) -> OciError:
+def answered(
+    reference: Reference, response: requests.Response, body: bytes, what: str, *, identity: str, advice: str
+) -> OciError:
     """The error for an answer that is not a success.
 
-    ``what`` was asked for ("tag v1"), by whom we claimed to be, ``identity``.
+    ``what`` was asked for ("tag v1"), by whom we claimed to be, ``identity``;
+    ``advice`` is what to do when that is refused.
     """
     registry, status = reference.registry, response.status_code
     codes, text = _explanation(body)
     if status == 401:
-        return Unauthorized(f"registry {registry} refuses {identity} for {reference.repository}: {_login(identity)}")
+        return Unauthorized(f"registry {registry} refuses {identity} for {reference.repository}: {advice}")
     if status == 403:
         return Unauthorized(
             f"registry {registry} does not let {identity} read {reference.repository}: ask for the right"
@@ -97,17 +110,19 @@ def answered(reference: Reference, response: requests.Response, body: bytes, wha
     if status == 404:
         return ManifestUnknown(f"registry {registry}: {reference.repository} has no {what}: check the tag or digest")
     if status == 429:
-        return RateLimited(f"registry {registry} limits our rate: wait, or use credentials or a mirror")
+        wait = retry_after(response.headers)
+        long = "wait" if wait is None else f"wait {wait:.0f} s"
+        return RateLimited(f"registry {registry} limits our rate: {long}, or use credentials or a mirror")
     kind = RegistryFailing if status >= 500 else RegistryError
     advice = "try again later" if status >= 500 else "check address, port and scheme"
+    if "SSL certificate" in text and status in _CERTIFICATE_WANTED:
+        return TlsFailed(
+            f"registry {registry} wants a client certificate ({text}): set client_cert_file and client_key_file for it"
+        )
     if "HTTPS" in text and str(response.url).startswith("http:"):
         advice = "it speaks TLS: give its CA in ca_file, or set plain_http to false"
     said = f" ({text})" if text else ""
     return kind(f"registry {registry} answers HTTP {status} {response.reason or ''}{said}: {advice}")
-
-
-def _login(identity: str) -> str:
-    return "set credentials for it" if identity == "anonymous access" else "check user name and password"
 
 
 def _explanation(body: bytes) -> tuple[set[str], str]:
@@ -118,7 +133,10 @@ def _explanation(body: bytes) -> tuple[set[str], str]:
         return codes, "; ".join(str(item.get("message", "")) for item in errors)[:_MAX_TEXT]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         text = body[:_MAX_TEXT].decode("utf-8", "replace").strip()
-        return set(), "" if text.startswith("<") else text
+        if text.startswith("<"):  # a web server's page: its title is all that may say something
+            title = re.search(r"<title>([^<]*)</title>", text, re.IGNORECASE)
+            text = title[1].strip() if title else ""
+        return set(), text
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -157,6 +175,11 @@ def _tls_advice(error: BaseException) -> str:
             if "match" in reason or "not valid for" in reason:
                 return f"{reason}: use the name the certificate is for"
             return f"{reason}: give its CA in ca_file"
+        if isinstance(cause, ssl.SSLError) and any(alert in str(cause).upper() for alert in _CERTIFICATE_ALERTS):
+            return (
+                "it wants a client certificate, or another than it was shown: set client_cert_file and client_key_file "
+                "for it"
+            )
         if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
             return "it does not speak TLS: set plain_http for it if that is meant"
     return f"{str(error)[:_MAX_TEXT]}"

@@ -12,74 +12,25 @@ whoever opens the store next can tell leftovers (unlocked) from work in progress
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from proplet.oci.blobs import BlobWriter, PartialBlob
 from proplet.oci.digest import Digest, VerifyingHasher
 from proplet.oci.errors import (
     DigestMismatch,
     NotInStore,
     StoreDamaged,
 )
-from proplet.oci.files import check_space, create_temporary, mapped, remove_leftovers, replace, sync_directory
+from proplet.oci.files import check_space, mapped, remove_leftovers, replace
 from proplet.oci.manifest import OCI_INDEX, Descriptor
 
 REF_NAME = "org.opencontainers.image.ref.name"
 
 _CHUNK = 256 * 1024
 _MAX_INDEX_BYTES = 64 * 1024 * 1024
-
-
-class BlobWriter:
-    """One blob on its way into the store; a context manager that leaves nothing behind unless ``commit`` was called."""
-
-    def __init__(self, directory: Path, expected: Digest | None, size: int | None, what: str) -> None:
-        """Made by ``OciLayout.new_blob``."""
-        self._directory = directory
-        self._hasher = VerifyingHasher(expected, size, what)
-        self._temporary, self._file = create_temporary(directory)
-
-    def write(self, chunk: bytes) -> None:
-        """Append bytes.
-
-        Raises:
-            SizeMismatch: more than announced.
-            DiskFull, StoreFailed: the file system refused them.
-        """
-        self._hasher.update(chunk)
-        with mapped(self._directory):
-            self._file.write(chunk)
-
-    def commit(self) -> Digest:
-        """Check, sync and publish the blob under its digest; returns it.
-
-        Raises:
-            SizeMismatch, DigestMismatch: it is not what was expected; nothing is published.
-            DiskFull, StoreFailed: as for ``write``.
-        """
-        digest = self._hasher.finish()
-        with mapped(self._directory):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._temporary.rename(self._directory / digest.hex)
-            sync_directory(self._directory)
-        self._file.close()
-        return digest
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._file.closed:
-            with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-            with suppress(OSError):  # closing flushes, which a full disk refuses
-                self._file.close()
 
 
 class OciLayout:
@@ -187,6 +138,20 @@ class OciLayout:
                 check_space(directory, size)
             return BlobWriter(directory, expected, size, what)
 
+    def continue_blob(self, expected: Digest, size: int, what: str, pause: Callable[[float], None]) -> PartialBlob:
+        """A writer for a transfer that begins where an earlier one broke off; alone among all processes.
+
+        While another process fetches the same blob, ``pause`` is called with the seconds to wait; it may raise.
+
+        Raises:
+            DiskFull: there is not enough free space for the rest.
+            StoreReadOnly, StoreFailed: the partial file cannot be made or read.
+        """
+        directory = self.root / "blobs" / expected.algorithm
+        with mapped(self.root):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        return PartialBlob(directory, expected, size, what, pause)
+
     def add_blob(
         self, source: bytes | BinaryIO | Iterable[bytes], expected: Digest | None = None, size: int | None = None
     ) -> Digest:
@@ -261,6 +226,24 @@ class OciLayout:
         """
         self._change_index(name, None)
 
+    def entries(self) -> list[dict[str, Any]]:
+        """The index's entries as they are, also those that others wrote.
+
+        Raises:
+            StoreDamaged: ``index.json`` cannot be understood.
+        """
+        return list(self._read_index()["manifests"])
+
+    @contextmanager
+    def editing(self) -> Iterator["IndexEdit"]:
+        """The index's entries, alone among all processes that change them.
+
+        Raises:
+            StoreReadOnly, StoreFailed, StoreDamaged: the disk.
+        """
+        with mapped(self.root), self._locked():
+            yield IndexEdit(self._index, self._read_index())
+
     def _change_index(self, name: str, entry: dict[str, Any] | None) -> None:
         with mapped(self.root), self._locked():
             index = self._read_index()
@@ -312,6 +295,29 @@ class OciLayout:
             yield
         finally:
             os.close(descriptor)
+
+
+class IndexEdit:
+    """Made by ``OciLayout.editing``; what is dropped is gone when ``save`` returns."""
+
+    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+        self._path = path
+        self._index = index
+        self.entries: list[dict[str, Any]] = index["manifests"]
+
+    def drop(self, goes: Callable[[str, str], bool]) -> None:
+        """Leave out the entries of which `goes` says so; it is asked with the name, perhaps empty, and the digest."""
+        self.entries = [
+            entry
+            for entry in self.entries
+            if not goes(str((entry.get("annotations") or {}).get(REF_NAME) or ""), str(entry.get("digest")))
+        ]
+
+    def save(self) -> None:
+        """Write the index, if it has changed."""
+        if self.entries != self._index["manifests"]:
+            self._index["manifests"] = self.entries
+            replace(self._path, json.dumps(self._index, indent=1).encode())
 
 
 def _chunks(source: bytes | BinaryIO | Iterable[bytes]) -> Iterator[bytes]:

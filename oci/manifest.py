@@ -25,6 +25,12 @@ WASM_LAYERS = (
     "application/vnd.wasm.content.layer.v1+wasm",
     "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
 )
+ARCHIVE_LAYERS = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+)
 TITLE = "org.opencontainers.image.title"
 
 _MAX_ENTRIES = 1000
@@ -33,12 +39,16 @@ _MAX_SIZE = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A pointer to some bytes: what they are, their digest and their size."""
+    """A pointer to some bytes: what they are, their digest and their size.
+
+    ``artifact_type``: what a manifest is for, in indexes and answers of the referrers API; "" where it does not say.
+    """
 
     media_type: str
     digest: Digest
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
 
     @property
     def title(self) -> str:
@@ -127,6 +137,7 @@ def select_layer(manifest: ImageManifest) -> Descriptor:
 
     By media type; where the publisher gave none that means anything, a lone layer that can only be it: what
     ``oras push`` makes of a file without a type (``octet-stream``, or an uncompressed image layer titled ``*.wasm``).
+    A container image's lone layer is an archive that holds the module: see ``is_archive``.
 
     Raises:
         NoWasmLayer: naming the media types there are.
@@ -138,12 +149,17 @@ def select_layer(manifest: ImageManifest) -> Descriptor:
     if wasm:
         titles = ", ".join(layer.title or layer.digest.short for layer in wasm[:6])
         raise AmbiguousLayer(f"the artifact holds {len(wasm)} modules ({titles}): push the one to run on its own")
-    if len(manifest.layers) == 1 and _can_only_be_a_module(manifest.layers[0]):
+    if len(manifest.layers) == 1 and (_can_only_be_a_module(manifest.layers[0]) or is_archive(manifest.layers[0])):
         return manifest.layers[0]
     found = ", ".join(sorted({layer.media_type for layer in manifest.layers})[:6]) or "no layers"
     raise NoWasmLayer(
         f"the artifact holds no WebAssembly module (found: {found}): push the .wasm file with type {WASM_LAYERS[0]}"
     )
+
+
+def is_archive(layer: Descriptor) -> bool:
+    """Whether a layer is a tar archive, plain or compressed with gzip, as those of container images are."""
+    return layer.media_type in ARCHIVE_LAYERS and not _can_only_be_a_module(layer)
 
 
 def _can_only_be_a_module(layer: Descriptor) -> bool:
@@ -199,7 +215,8 @@ def _descriptor(item: object, what: str) -> Descriptor:
         digest = Digest.parse(str(item.get("digest", "")))
     except InvalidDigest as error:
         raise InvalidManifest(f"the manifest's {what}: {error}") from None
-    return Descriptor(media_type, digest, size, _annotations(item))
+    kind = item.get("artifactType")
+    return Descriptor(media_type, digest, size, _annotations(item), kind if isinstance(kind, str) else "")
 
 
 def _annotations(item: dict[str, Any]) -> dict[str, str]:

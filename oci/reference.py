@@ -1,8 +1,9 @@
-"""Image references: ``[oci://][registry/]repository[:tag][@digest]``, parsed and written.
+"""Image references: ``[oci://][registry/]repository[:tag][@digest]``, parsed and written; and modules by URL.
 
 The grammar is that of the distribution project (its ``reference`` package and the OCI distribution specification 1.1,
 "Pulling manifests"), with the defaults of Docker Hub: no registry means ``docker.io``, one path component there means
-``library/``. No tag and no digest mean ``latest``.
+``library/``. No tag and no digest mean ``latest``. A module may also be a file on a web server:
+``https://host/path/x.wasm[#sha256=HEX]``.
 """
 
 import ipaddress
@@ -19,7 +20,7 @@ MAX_REPOSITORY = 255  # bytes; the reference package's limit on a repository nam
 _SCHEME = "oci://"
 _HUB_ALIASES = {"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -92,6 +93,88 @@ class Reference:
         return f"{self.name}{tag}{digest}"
 
 
+_URL = re.compile(r"https://[!-~]+", re.IGNORECASE)
+_MAX_URL = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class WebReference:
+    """A module on a web server: ``https`` URL without fragment, the host in lower case, and what digest it must have.
+
+    ``registry`` is the URL's ``host[:port]``, for the settings of that host.
+    """
+
+    url: str
+    registry: str
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "WebReference":
+        """The URL of a module, which may end with ``#sha256=HEX`` or ``#sha512=HEX``.
+
+        Raises:
+            InvalidReference: it is no such URL, or holds a user name.
+        """
+        shown = text[:300]
+        plain, hash_sign, fragment = text.partition("#")
+        if not _URL.fullmatch(plain) or len(plain) > _MAX_URL:
+            raise InvalidReference(
+                f"module URL {shown!r}: write https://host/path, in ASCII, of up to {_MAX_URL} bytes"
+            )
+        rest = plain[len("https://") :]
+        authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+        if "@" in authority:
+            raise InvalidReference(
+                f"the module URL of {authority.rpartition('@')[2]} holds a user name: none can be used"
+            )
+        if "\\" in plain:
+            raise InvalidReference(f"module URL {shown!r}: write / and not a backslash")
+        registry = authority.lower()
+        try:
+            _check_registry(registry)
+        except InvalidReference as error:
+            raise InvalidReference(f"module URL {shown!r}: {str(error).replace('registry', 'host', 1)}") from None
+        path = rest[len(authority) :] or "/"
+        digest = None
+        if hash_sign:
+            algorithm, equals, digits = fragment.partition("=")
+            if not equals:
+                raise InvalidReference(f"module URL {shown!r}: after '#' only sha256=<64 hex digits> has a meaning")
+            try:
+                digest = Digest(algorithm, digits)
+            except InvalidDigest as error:
+                raise InvalidReference(f"module URL {shown!r}: {error}") from None
+        return cls(f"https://{registry}{path if path[0] == '/' else '/' + path}", registry, digest)
+
+    @property
+    def name(self) -> str:
+        """What a signature policy is about: the URL."""
+        return self.url
+
+    @property
+    def store_name(self) -> str:
+        """The name under which a store remembers what this URL had."""
+        return self.url
+
+    @property
+    def host(self) -> str:
+        """The host without port and brackets."""
+        return split_host_port(self.registry)[0]
+
+    def __str__(self) -> str:
+        digest = f"#{self.digest.algorithm}={self.digest.hex}" if self.digest is not None else ""
+        return f"{self.url}{digest}"
+
+
+def parse_image(text: str) -> Reference | WebReference:
+    """What a task's ``imageUrl`` names: an image, or a module by URL.
+
+    Raises:
+        InvalidReference: it is neither.
+    """
+    return WebReference.parse(text) if text[:8].lower() == "https://" else Reference.parse(text)
+
+
 def split_host_port(registry: str) -> tuple[str, int | None]:
     """Host (brackets removed) and port of ``host[:port]``."""
     if registry.startswith("["):
@@ -112,6 +195,10 @@ def _parse(text: str) -> Reference:
     head, slash, tail = rest.partition("/")
     if slash and _looks_like_registry(head):
         registry, path = head.lower(), tail
+        if not _looks_like_registry(registry):  # written in lower case it would be read as a path of Docker Hub's
+            raise InvalidReference(
+                f"registry {head[:80]!r}: write it with its domain or port; if it is none, it must be lower case"
+            )
     else:
         registry, path = DOCKER_HUB, rest
     path, colon, tag = path.partition(":")

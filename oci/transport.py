@@ -8,7 +8,9 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from proplet.oci.addresses import is_forbidden, is_loopback
 from proplet.oci.errors import AddressRefused, RegistryError
+from proplet.oci.trust import system_trust
 from proplet.oci.watch import Watch
 
 _CHUNK = 128 * 1024
@@ -60,15 +63,49 @@ class AddressGuard:
             self.admit(host, str(address[0]))
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom to believe, and whom to show a certificate: both are for the registry, not for where it sends us.
+
+    ``verify`` and ``cert`` are what requests calls so. ``netloc`` is the registry's ``host[:port]``. Other hosts, such
+    as token services and storage, are believed by the registry's CA file or by the system's; without a check of
+    certificates only on the registry's own host.
+    """
+
+    netloc: str
+    host: str
+    verify: str | bool
+    cert: tuple[str, str] | str | None = None
+
+    def of(self, url: str) -> tuple[str | bool, tuple[str, str] | str | None]:
+        """``verify`` and ``cert`` for a URL."""
+        parts = urlsplit(url)
+        if parts.netloc == self.netloc and parts.scheme == "https":
+            return self.verify, self.cert
+        if self.verify is False and parts.hostname != self.host:
+            return system_trust() or True, None
+        return self.verify, None
+
+    def more(self, host: str) -> str | None:
+        """Certificates (PEM) to believe for this host beside those of ``verify``."""
+        system = system_trust()
+        if host == self.host or not isinstance(self.verify, str) or system is None or system == self.verify:
+            return None
+        try:
+            return Path(system).read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+
+
 class GuardedAdapter(requests.adapters.HTTPAdapter):
     """Connections that ask the guard and obey the watch, and bodies of bounded length unless they are streamed."""
 
-    def __init__(self, guard: AddressGuard, watch: Watch) -> None:
+    def __init__(self, guard: AddressGuard, watch: Watch, trust: Trust) -> None:
         """Keep no more than a few connections: a pull speaks to two or three hosts."""
         self._guard = guard
-        self._pools = _pools(guard.admit_host, guard.admit, watch)
+        self._pools = _pools(guard.admit_host, guard.admit, watch, trust)
         # A proxy is the operator's choice and may well be on loopback: only its connections are watched.
-        self._proxy_pools = _pools(lambda _host, _port: None, lambda _host, _address: None, watch)
+        self._proxy_pools = _pools(lambda _host, _port: None, lambda _host, _address: None, watch, trust)
         super().__init__(pool_connections=4, pool_maxsize=2)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -113,10 +150,13 @@ class GuardedAdapter(requests.adapters.HTTPAdapter):
 class GuardedSession(requests.Session):
     """A session for one pull: a timeout on every request, no ``.netrc``, credentials never sent to another host."""
 
-    def __init__(self, guard: AddressGuard, watch: Watch, connect_s: float, read_s: float, *, proxies: bool) -> None:
+    def __init__(
+        self, guard: AddressGuard, watch: Watch, trust: Trust, connect_s: float, read_s: float, *, proxies: bool
+    ) -> None:
         """``proxies``: use those of the environment (not for a registry on loopback)."""
         super().__init__()
         self._watch = watch
+        self._trust = trust
         self._connect_s = connect_s
         self._read_s = read_s
         self.trust_env = proxies
@@ -125,7 +165,7 @@ class GuardedSession(requests.Session):
         self.max_redirects = _MAX_REDIRECTS
         # Digests are of the bytes as stored; compression would only hide how many there are.
         self.headers["Accept-Encoding"] = "identity"
-        adapter = GuardedAdapter(guard, watch)
+        adapter = GuardedAdapter(guard, watch, trust)
         self.mount("https://", adapter)
         self.mount("http://", adapter)
 
@@ -139,6 +179,8 @@ class GuardedSession(requests.Session):
         left = self._watch.remaining()
         if not kwargs.get("timeout"):
             kwargs["timeout"] = (min(self._connect_s, left), min(self._read_s, left))
+        # For every request anew, since requests would keep them on the way to wherever a redirect leads.
+        kwargs["verify"], kwargs["cert"] = self._trust.of(str(request.url))
         response = super().send(request, **kwargs)
         self.last_status = response.status_code
         return response
@@ -201,7 +243,7 @@ def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest
 
 
 def _pools(
-    admit_host: Callable[[str, int | None], None], admit: Callable[[str, str], None], watch: Watch
+    admit_host: Callable[[str, int | None], None], admit: Callable[[str, str], None], watch: Watch, trust: Trust
 ) -> dict[str, type[HTTPConnectionPool]]:
     """Connection pools whose connections ask before and after they connect.
 
@@ -223,6 +265,10 @@ def _pools(
             return connected(self.host, super()._new_conn())
 
     class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            self.ca_cert_data = trust.more(self.host)
+            super().connect()
+
         def _new_conn(self) -> socket.socket:
             admit_host(self.host, self.port)
             return connected(self.host, super()._new_conn())

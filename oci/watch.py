@@ -10,6 +10,7 @@ from contextlib import suppress
 from proplet.oci.errors import PullCancelled, PullTimeout
 
 _TICK_S = 0.1  # how late a cancellation may be noticed
+_MOST_SOCKETS = 64
 
 
 class Watch:
@@ -64,6 +65,10 @@ class Watch:
         """Shut this connection down too when the time comes. A duplicate is kept: TLS takes over the original."""
         with self._lock:
             self._sockets.append(socket.socket(fileno=os.dup(connection.fileno())))
+            # A transfer that breaks again and again makes many; requests keeps no more than a few of them in use.
+            for old in self._sockets[:-_MOST_SOCKETS]:
+                old.close()
+            del self._sockets[:-_MOST_SOCKETS]
         if self._halted.is_set():
             self._shut()
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Have the programs that the tests talk to: test-servers.sh servers|machine|all
 #
-# `servers`: an MQTT broker with its clients and an OCI registry; `machine`: also what boots a Debian under systemd;
-# `all`: also a Kubernetes API server, which is built (kubernetes-servers.sh). Missing ones are installed on Debian and
+# `servers`: an MQTT broker with its clients, an OCI registry and skopeo; `machine`: also what boots a Debian under
+# systemd; `all`: also a Kubernetes API server and oras, which are built (kubernetes-servers.sh, oras-cli.sh). Missing ones are installed on Debian and
 # its relatives, as root or through a sudo that asks for no password; elsewhere one line says how to get them and their
 # tests are skipped. With CI set that is an error. The distribution's services of these packages are neither started nor
 # enabled; what was installed before is not touched.
@@ -10,10 +10,13 @@ set -eu
 
 wanted=${1:-servers}
 kubernetes=$(dirname "$0")/kubernetes-servers.sh
-if [ "$wanted" = all ]; then # it tells why it cannot
+oras=$(dirname "$0")/oras-cli.sh
+if [ "$wanted" = all ]; then # they tell why they cannot
     "$kubernetes" >/dev/null || [ -z "${CI:-}" ] || exit 1
+    "$oras" >/dev/null || [ -z "${CI:-}" ] || exit 1
 elif [ -z "${CI:-}" ]; then # CI builds them meanwhile
     "$kubernetes" find >/dev/null || true
+    "$oras" find >/dev/null || true
 fi
 
 missing=
@@ -24,6 +27,7 @@ need() { # PROGRAM PACKAGE
 need mosquitto mosquitto
 need mosquitto_pub mosquitto-clients
 need docker-registry docker-registry
+need skopeo skopeo
 if [ "$wanted" != servers ]; then
     need mmdebstrap mmdebstrap
     need systemd-nspawn systemd-container

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,25 @@ async def test_everything_it_said_it_kept_is_there_after_a_kill(tmp_path: Path, 
     known = {k.task_id for k in held.finished}
     assert finished <= known
     assert begun <= known | {a.key.task_id for a in held.unfinished}
+
+
+async def test_what_an_image_was_is_known_after_a_restart_and_not_forgotten_by_a_later_state(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        await journal.commit([accepted(), SaveState(KEY, State.RUNNING, 1.0, image_digest="sha256:i")])
+        await journal.commit([SaveState(KEY, State.WAITING, 2.0, 1, 5.0)])
+    async with open_journal(path) as journal:
+        (row,) = (await journal.load()).unfinished
+        assert (row.state, row.image_digest) == (State.WAITING, "sha256:i")
+
+
+async def test_a_journal_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        await journal.commit([accepted()])
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("ALTER TABLE attempts DROP COLUMN image_digest")
+        db.execute("PRAGMA user_version=1")
+    async with open_journal(path) as journal:
+        (row,) = (await journal.load()).unfinished
+        assert (row.key, row.image_digest) == (KEY, None)

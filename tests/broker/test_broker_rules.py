@@ -101,3 +101,14 @@ def test_a_state_directory_that_cannot_be_written_is_an_error(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(CredentialsError, match="cannot be"):
         load_or_create_identities(tmp_path / "file" / "state", [], "boss")
+
+
+def test_a_proplet_asks_for_images_in_its_own_name_only() -> None:
+    rules = rules_of(Identity("p", "s", Role.PROPLET), "d", "c")
+    assert rules.may_publish("m/d/c/c/registry/proplet/p")
+    assert rules.may_subscribe("m/d/c/c/registry/server/p")
+    assert rules.may_publish("m/d/c/c/registry/proplet")
+    for other in ("registry/proplet/q", "registry/server", "registry/server/p"):
+        assert not rules.may_publish(f"m/d/c/c/{other}")
+    for other in ("registry/server/q", "registry/server/+", "registry/proplet", "registry/proplet/p"):
+        assert not rules.may_subscribe(f"m/d/c/c/{other}")

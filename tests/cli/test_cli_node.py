@@ -1,6 +1,7 @@
 """Whole nodes started by the command: the demo, and ``up`` with tasks applied to it."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -53,13 +54,14 @@ def test_the_demo_shows_phases_result_and_cost_and_leaves_nothing(home: Path, en
     out, err = demo.communicate(timeout=PATIENCE_S)
     assert (demo.returncode, err) == (0, "")
     assert f"ready: broker {engine} at tcp://127.0.0.1:" in out
+    assert re.search(r"ready: image 127\.0\.0\.1:[0-9]+/demo/addition:1\n", out)
     order = [
         out.index(word) for word in ("applied task addition: main(10, 32)", "pending", "scheduled on ", "completed")
     ]
     assert order == sorted(order)
     assert "\nresult  42\n" in out
     cost = next(line for line in out.splitlines() if line.startswith("cost"))
-    assert all(word in cost for word in ("run ", "compile ", "CPU ", "peak memory ", "(cold start)"))
+    assert all(word in cost for word in ("run ", "fetch ", "compile ", "CPU ", "peak memory ", "(cold start)"))
     assert list(temporary.iterdir()) == []
     assert of_session(demo.pid) == []
     assert not (home / ".local").exists()

@@ -467,3 +467,33 @@ async def test_a_server_that_hangs_up_leaves_no_exception_that_nobody_has_seen(a
     gc.collect()
     await anyio.lowlevel.checkpoint()
     assert unseen == []
+
+
+# Listening for a while
+
+
+async def test_a_topic_is_listened_to_for_a_while_and_over_a_restart_of_the_broker(mosquitto: MosquittoServer) -> None:
+    chunks = TOPICS.build(Route.MODULE_CHUNK)
+    async with linked(mosquitto.link_settings("manager"), acknowledging=True) as manager:
+        async with linked(mosquitto.link_settings("proplet-1"), [(START, 1)], acknowledging=True) as proplet:
+
+            async def heard(text: bytes) -> list[bytes]:
+                """What has arrived up to a start that is sent behind a chunk."""
+                await manager.link.publish(chunks, text, 1)
+                await manager.link.publish(START, b"mark" + text, 1)
+                await proplet.until(lambda: b"mark" + text in [one.payload for one in proplet.all(Delivery)])
+                return [one.payload for one in proplet.all(Delivery) if one.topic == chunks]
+
+            assert await heard(b"0") == []
+            proplet.link.listen(chunks, wanted=True)
+            await proplet.link.publish(ALIVE, b"{}", 1)  # behind the subscription
+            assert await heard(b"1") == [b"1"]
+            mosquitto.stop()
+            mosquitto.start()
+            await proplet.count(Connected, 2)
+            await manager.count(Connected, 2)
+            await proplet.link.publish(ALIVE, b"{}", 1)
+            assert await heard(b"2") == [b"1", b"2"]
+            proplet.link.listen(chunks, wanted=False)
+            await proplet.link.publish(ALIVE, b"{}", 1)
+            assert await heard(b"3") == [b"1", b"2"]

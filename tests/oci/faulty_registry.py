@@ -39,6 +39,7 @@ class FaultyRegistry:
     server: Any = None
     scripts: dict[str, deque[Answer]] = field(default_factory=lambda: defaultdict(deque))
     seen: list[Seen] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     sent: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -61,7 +62,7 @@ class FaultyRegistry:
         return "sha256:" + hashlib.sha256(self.manifest).hexdigest()
 
     def script(self, what: str, *answers: Answer) -> None:
-        """``what``: ``manifests``, ``blobs``, ``tags`` or ``token``."""
+        """``what``: ``manifests``, ``blobs``, ``tags``, ``token`` or ``referrers``."""
         self.scripts[what] = deque(answers)
 
     def requests(self, what: str) -> list[Seen]:
@@ -75,7 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         registry = self.registry
         registry.seen.append(Seen(self.path, dict(self.headers.items())))
-        for what in ("manifests", "blobs", "tags", "token"):
+        if length := int(self.headers.get("Content-Length") or 0):
+            registry.bodies.append(self.rfile.read(length))
+        for what in ("manifests", "blobs", "tags", "token", "referrers"):
             if f"/{what}" in self.path:
                 body, media_type = self._honest(what)
                 script = registry.scripts[what]
@@ -84,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
                     answer.deliver(self, body, media_type)
                 return
         self.send_error(404)
+
+    do_POST = do_PUT = do_PATCH = do_HEAD = do_GET  # noqa: N815 - http.server's names
 
     def _honest(self, what: str) -> tuple[bytes, str]:
         if what == "manifests":

@@ -110,7 +110,6 @@ def test_a_helper_that_has_nothing_means_no_credentials(home: Path) -> None:
         (f"echo {SECRET} >&2; exit 3", "status 3"),
         (f"echo {SECRET}", "did not answer"),
         ("echo '{}'", "did not answer"),
-        (f"""echo '{{"Username": "<token>", "Secret": "{SECRET}"}}'""", "identity token"),
     ],
 )
 def test_a_helper_that_fails_is_named_and_its_output_is_not_shown(home: Path, script: str, words: str) -> None:
@@ -131,7 +130,7 @@ def test_a_helper_that_is_not_there_or_no_name_is_an_error(home: Path, name: str
     "config",
     [
         SECRET, "[]", '{"auths": 3}', '{"auths": {"ghcr.io": {"auth": "%%%"}}}', '{"credHelpers": []}',
-        '{"auths": {"ghcr.io": {"auth": "bm9jb2xvbg=="}}}', '{"auths": {"ghcr.io": {"identitytoken": "x"}}}',
+        '{"auths": {"ghcr.io": {"auth": "bm9jb2xvbg=="}}}', '{"auths": {"ghcr.io": {"identitytoken": "x\\ny"}}}',
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_an_error_that_names_it(home: Path, config: str) -> None:
@@ -140,6 +139,27 @@ def test_a_file_that_cannot_be_used_is_an_error_that_names_it(home: Path, config
 
 def test_a_named_file_that_does_not_exist_is_an_error(home: Path) -> None:
     assert "does not exist" in failing(docker_config=home / "nowhere.json")
+
+
+def test_an_identity_token_of_docker_login_or_of_a_helper_goes_before_a_password(home: Path) -> None:
+    config = home / ".docker" / "config.json"
+    write(config, {"auths": {"ghcr.io": {**encoded("user", ""), "identitytoken": "t0ken"}}})
+    first = find_credentials("ghcr.io", RegistrySettings())
+    helper(home, "one", """echo '{"Username": "<token>", "Secret": "t0ken"}'""")
+    write(config, {"credHelpers": {"ghcr.io": "one"}})
+    second = find_credentials("ghcr.io", RegistrySettings())
+    for found in (first, second):
+        assert found is not None
+        assert found.identity_token == "t0ken"
+        assert "t0ken" not in repr(found) + found.name
+
+
+def test_a_token_that_docker_login_keeps_for_the_registry_itself_is_found(home: Path) -> None:
+    write(home / ".docker" / "config.json", {"auths": {"ghcr.io": {"registrytoken": "t0ken"}}})
+    found = find_credentials("ghcr.io", RegistrySettings())
+    assert found is not None
+    assert found.bearer == "t0ken"
+    assert "t0ken" not in repr(found) + found.name
 
 
 def test_no_secret_is_ever_shown() -> None:

@@ -9,8 +9,9 @@ import pytest
 import proplet.oci
 
 HOME = {
-    "oras": {"registry"},
-    "requests": {"transport", "faults", "registry"},  # registry: for types only
+    "oras": {"connection", "login"},
+    # connection, login, registry and upload: for types only
+    "requests": {"transport", "faults", "web", "connection", "login", "registry", "upload"},
     "urllib3": {"transport", "faults"},
     "proplet.agent": set(),
     "proplet.manager": set(),

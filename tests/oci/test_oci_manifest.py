@@ -72,10 +72,11 @@ def test_the_first_of_several_counts_where_the_artifact_says_so() -> None:
         (point("application/octet-stream", title="a.wasm"), True),
         (point("application/octet-stream", title="a.txt"), False),
         (point(TAR, title="a.wasm"), True),
-        (point(TAR, title="a.tar"), False),
-        (point(TAR), False),
-        (point(TAR + "+gzip", title="a.wasm"), False),
-        (point("application/vnd.docker.image.rootfs.diff.tar.gzip"), False),
+        (point(TAR, title="a.tar"), True),
+        (point(TAR), True),
+        (point(TAR + "+gzip", title="a.wasm"), True),
+        (point(TAR + "+zstd", title="a.wasm"), False),
+        (point("application/vnd.docker.image.rootfs.diff.tar.gzip"), True),
     ],
 )
 def test_a_lone_layer_without_a_wasm_type_counts_only_if_it_can_be_nothing_else(

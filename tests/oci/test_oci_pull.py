@@ -1,10 +1,13 @@
 """Pulls from a real registry: policies, credentials, TLS, indexes, and what each failure is called."""
 
+import gzip
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 from proplet.oci.digest import Digest
 from proplet.oci.errors import (
     DigestMismatch,
+    ImageDenied,
     ManifestUnknown,
     NotInStore,
     OciError,
@@ -22,6 +26,8 @@ from proplet.oci.errors import (
     RegistryError,
     RegistryUnreachable,
     RepositoryUnknown,
+    SignatureMissing,
+    StoreDamaged,
     TlsFailed,
     Unauthorized,
 )
@@ -37,6 +43,7 @@ from tests.support.registry import (
     RunningRegistry,
     descriptor,
     make_tls_files,
+    push_blob,
     push_manifest,
     running_registry,
 )
@@ -121,7 +128,10 @@ def test_if_not_present_and_never_do_not_touch_the_network(tmp_path: Path) -> No
             assert module.path.read_bytes() == ADDITION
         assert pull(f"{name}:x", store, PLAIN, policy=policy, expected_digest=Digest.parse(digest)).from_cache
     with pytest.raises(RegistryUnreachable):
-        pull(f"{name}:v1", store, PLAIN, policy=PullPolicy.ALWAYS)
+        pull(f"{name}:v2", store, PLAIN, policy=PullPolicy.ALWAYS)
+    offline = pull(f"{name}:v1", store, PLAIN, policy=PullPolicy.ALWAYS)
+    assert str(offline.manifest_digest) == digest
+    assert any("is used" in line for line in offline.warnings)
 
 
 def test_always_sees_that_a_tag_has_moved_and_reuses_what_has_not(registry: RunningRegistry, store: OciLayout) -> None:
@@ -276,3 +286,72 @@ def test_oras_is_loaded_only_when_the_registry_is_asked(registry: RunningRegistr
     for expected in ("False", "True"):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
         assert done.stdout.strip() == expected
+
+
+def push_container(registry: RunningRegistry, repository: str, module: bytes) -> str:
+    """A container image FROM scratch with one file, as buildah and Docker make it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        member = tarfile.TarInfo("main.wasm")
+        member.size = len(module)
+        tar.addfile(member, io.BytesIO(module))
+    layer = "application/vnd.oci.image.layer.v1.tar+gzip"
+    config = "application/vnd.oci.image.config.v1+json"
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": push_blob(registry.address, repository, b'{"architecture":"wasm","os":"wasi"}', config),
+        "layers": [push_blob(registry.address, repository, gzip.compress(out.getvalue()), layer)],
+    }
+    return push_manifest(registry.address, repository, "v1", document)
+
+
+def test_the_module_of_a_container_image_is_unpacked(registry: RunningRegistry, store: OciLayout) -> None:
+    digest = push_container(registry, "demo/container", ADDITION)
+    name = f"{registry.address}/demo/container:v1"
+    for policy in PullPolicy:
+        if policy is PullPolicy.NEVER:
+            store.remove_blob(Digest.of(ADDITION))
+        module = pull(name, store, PLAIN, policy=policy)
+        assert (str(module.manifest_digest), module.module_digest) == (digest, Digest.of(ADDITION))
+        assert (module.path.read_bytes(), module.size) == (ADDITION, len(ADDITION))
+
+
+def test_any_changed_byte_of_any_blob_is_found_by_the_next_pull(registry: RunningRegistry, store: OciLayout) -> None:
+    push_container(registry, "demo/rot", ADDITION + b"\x00\x02\x01c")
+    name = f"{registry.address}/demo/rot:v1"
+    pull(name, store, PLAIN)
+    blobs = {path: path.read_bytes() for path in (store.root / "blobs" / "sha256").iterdir()}
+    assert len(blobs) == 4
+    for path, data in blobs.items():
+        unpacked = data.startswith(b"\0asm")
+        for position in range(0, len(data), max(1, len(data) // 12)):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+            if not unpacked:  # the layer still has it
+                with pytest.raises(StoreDamaged):
+                    pull(name, store, PLAIN, policy=PullPolicy.NEVER)
+            assert pull(name, store, PLAIN).path.read_bytes() == ADDITION + b"\x00\x02\x01c"
+            assert path.read_bytes() == data
+
+
+def test_what_the_policy_denies_or_wants_signed_is_not_pulled(registry: RunningRegistry, tmp_path: Path) -> None:
+    registry.push("demo/unsigned", "v1", ADDITION)
+    name = f"{registry.address}/demo/unsigned"
+    store = OciLayout(tmp_path / "store")
+    assert any("whoever made it" in line for line in pull(f"{name}:v1", store, PLAIN).warnings)
+    assert pull(f"{name}:v1", store, PLAIN).warnings == ()
+    key = tmp_path / "key.pub"
+    subprocess.run(
+        ["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", tmp_path / "key"], check=True
+    )
+    subprocess.run(["openssl", "ec", "-in", tmp_path / "key", "-pubout", "-out", key], check=True, capture_output=True)
+    policy = tmp_path / "policy.toml"
+    settings = RegistrySettings(use_docker_config=False, signature_policy=policy, total_timeout_s=20)
+    for rule, kind in (("deny", ImageDenied), ("require", SignatureMissing)):
+        policy.write_text(f'[keys.mine]\nfile = "key.pub"\n[repositories."{name}"]\nrule = "{rule}"\n')
+        for known in (store, OciLayout(tmp_path / f"empty-{rule}")):
+            for when in PullPolicy:
+                if when is not PullPolicy.NEVER or known is store:
+                    with pytest.raises(kind):
+                        pull(f"{name}:v1", known, settings, policy=when)
+        assert not list((tmp_path / f"empty-{rule}" / "blobs" / "sha256").iterdir())

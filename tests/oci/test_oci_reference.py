@@ -1,5 +1,6 @@
 """Image references: what they mean, that they survive being written, and what is said about wrong ones."""
 
+import re
 from contextlib import suppress
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidReference
-from proplet.oci.reference import Reference, split_host_port
+from proplet.oci.reference import Reference, WebReference, parse_image, split_host_port
 
 HEX = "c4e0c901b54c4ba8036806aaf9ba3766469dde748870ade4943c300ca5b84558"
 
@@ -126,3 +127,88 @@ def test_host_and_port_are_told_apart() -> None:
     assert split_host_port("[::1]") == ("::1", None)
     assert split_host_port("localhost:5000") == ("localhost", 5000)
     assert split_host_port("ghcr.io") == ("ghcr.io", None)
+
+
+# The grammar of the distribution project's reference package, written down again: domain, path, tag and digest.
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_GRAMMAR = re.compile(
+    rf"(?:{_DOMAIN}/)?{_COMPONENT}(?:/{_COMPONENT})*(?::[a-zA-Z0-9_][a-zA-Z0-9_.-]{{0,127}})?"
+    r"(?:@(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?",
+    re.ASCII,
+)
+WORD = st.text("abcXYZ019-._", min_size=1, max_size=5)
+DOMAIN = st.builds(
+    lambda host, port: f"{host}{port}",
+    st.lists(WORD, min_size=1, max_size=3).map(".".join) | st.text("0123456789abf:", max_size=8).map("[{}]".format),
+    st.just("") | st.integers(0, 70000).map(":{}".format),
+)
+WRITTEN = st.builds(
+    lambda domain, path, tag, digest: f"{domain}{path}{tag}{digest}",
+    st.just("") | DOMAIN.map("{}/".format),
+    st.lists(WORD | COMPONENT, min_size=1, max_size=3).map("/".join),
+    st.just("") | WORD.map(":{}".format),
+    st.just("") | DIGEST.map("@{}".format),
+)
+STRICTER = ("port", "IPv6", "longer", "lower case", "a host name")  # than the grammar: what no registry can be called
+
+
+@given(WRITTEN)
+def test_what_is_read_is_what_the_grammar_allows(text: str) -> None:
+    allowed = _GRAMMAR.fullmatch(text) is not None
+    try:
+        reference = Reference.parse(text)
+    except InvalidReference as error:
+        assert not allowed or any(word in str(error) for word in STRICTER)  # noqa: PT017
+    else:
+        assert allowed
+        assert Reference.parse(str(reference)) == reference
+
+
+HOST_NAME = st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z]{1,5}){1,2}", fullmatch=True)
+URL_PATH = st.text("abcXYZ019-._~/%?&=+", max_size=40)
+
+
+@given(HOST_NAME, PORT, URL_PATH, st.none() | DIGEST)
+def test_a_url_is_written_and_read_back(host: str, port: int | None, path: str, digest: Digest | None) -> None:
+    registry = host if port is None else f"{host}:{port}"
+    fragment = f"#{digest.algorithm}={digest.hex}" if digest else ""
+    found = parse_image(f"HTTPS://{registry.upper()}/{path}{fragment}")
+    assert found == WebReference(f"https://{registry}/{path}", registry, digest)
+    assert parse_image(str(found)) == found
+    assert "#" not in found.store_name
+
+
+@given(st.text(max_size=40) | st.text("aZ0.:/@[]-_ ?#=\\\n", max_size=40))
+def test_no_text_behind_https_breaks_the_parser(text: str) -> None:
+    with suppress(InvalidReference):
+        found = WebReference.parse(f"https://{text}")
+        assert WebReference.parse(str(found)) == found
+        assert found.url.startswith(f"https://{found.registry}/")
+        assert not set(found.registry) & set("/@?#\\")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("https://", "module URL"),
+        ("https:///a.wasm", "host"),
+        ("https://user:secret@host/a.wasm", "user name"),
+        ("https://host:0/a.wasm", "port"),
+        ("https://ho st/a.wasm", "ASCII"),
+        ("https://host/\u00e4.wasm", "ASCII"),
+        ("https://host/a.wasm#", "sha256="),
+        ("https://host/a.wasm#top", "sha256="),
+        ("https://host/a.wasm#sha256=abc", "64 hex"),
+        (f"https://host/a.wasm#md5={HEX}", "md5"),
+        ("https://host\\@other/a.wasm", "user name"),
+        ("https://host/a\\b.wasm", "backslash"),
+        ("https://host/" + "a" * 2000, "up to 2000"),
+    ],
+)
+def test_a_url_that_is_none_is_said_to_be_so(text: str, part: str) -> None:
+    with pytest.raises(InvalidReference) as caught:
+        parse_image(text)
+    assert part in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -1,12 +1,15 @@
 """Modules from a real registry: pulled in a builder, found again without one, never run when they are not as asked."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from proplet.agent.fetch import ModulesSettings, open_modules
 from proplet.agent.ports import ModuleError, ModuleWanted, Stage, StartKind
 from proplet.agent.wire import PullPolicy, Reason
+from proplet.oci.settings import RegistrySettings
 from tests.runtime.conftest import open_node
 from tests.support.modules import ADDITION, module, module_digest, padded
 from tests.support.registry import RunningRegistry, running_registry
@@ -96,3 +99,65 @@ async def test_an_unknown_image_is_unavailable_and_named(registry: RunningRegist
         with pytest.raises(ModuleError, match="apps/unknown") as caught:
             await node.modules.prepare(ModuleWanted(image_url=f"{registry.address}/apps/unknown:1"), lambda _: None)
         assert caught.value.reason is Reason.MODULE_UNAVAILABLE
+
+
+async def test_a_stored_module_that_rots_is_taken_anew(registry: RunningRegistry, tmp_path: Path) -> None:
+    data = padded(ADDITION, 3000)
+    pinned = registry.push("apps/rotten", "v1", data)
+    wanted = ModuleWanted(image_url=f"{registry.address}/apps/rotten:v1")
+    async with open_node(tmp_path) as node:
+        await node.modules.prepare(wanted, lambda _: None)
+    (blob,) = (tmp_path / "store").rglob(module_digest(data).removeprefix("sha256:"))
+    for position in (0, 1500, len(data) - 1):
+        blob.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        shutil.rmtree(tmp_path / "cache")
+        async with open_node(tmp_path) as node:
+            artefact = await node.modules.prepare(wanted, lambda _: None)
+            assert (artefact.image_digest, artefact.start_kind) == (pinned, StartKind.COLD)
+        assert blob.read_bytes() == data
+
+
+async def test_a_task_that_starts_again_runs_what_it_ran_although_the_tag_has_moved(
+    registry: RunningRegistry, tmp_path: Path
+) -> None:
+    image = f"{registry.address}/apps/again-moved:v1"
+    registry.push("apps/again-moved", "v1", ADDITION)
+    async with open_node(tmp_path) as node:
+        first = await node.modules.prepare(ModuleWanted(image_url=image), lambda _: None)
+        registry.push("apps/again-moved", "v1", module("values"))
+        always = ModuleWanted(image_url=image, pull_policy=PullPolicy.ALWAYS)
+        assert (await node.modules.prepare(always, lambda _: None)).image_digest != first.image_digest
+    for _ in range(2):
+        async with open_node(tmp_path) as node:
+            again = ModuleWanted(image_url=image, image_digest=first.image_digest)
+            artefact = await node.modules.prepare(again, lambda _: None)
+            assert (artefact.module_digest, artefact.image_digest) == (module_digest(ADDITION), first.image_digest)
+            assert node.modules.ready(again) is not None
+            assert node.modules.builder_pids == []
+
+
+async def test_what_the_policy_refuses_is_untrusted_also_when_it_is_at_hand(
+    registry: RunningRegistry, tmp_path: Path
+) -> None:
+    registry.push("apps/policy", "v1", ADDITION)
+    name = f"{registry.address}/apps/policy"
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'[repositories."{name}"]\nrule = "allow"\n')
+    (tmp_path / "key.pub").write_text("-----BEGIN PUBLIC KEY-----\n")
+    settings = RegistrySettings(use_docker_config=False, signature_policy=policy)
+    wanted = ModuleWanted(image_url=f"{name}:v1")
+    async with open_modules(
+        ModulesSettings(tmp_path / "store", tmp_path / "cache", tmp_path / "key", registry=settings)
+    ) as modules:
+        await modules.prepare(wanted, lambda _: None)
+        assert modules.ready(wanted) is not None
+        for text in ('rule = "deny"', 'rule = "require"', "nonsense"):
+            policy.write_text(f'[keys.k]\nfile = "key.pub"\n[repositories."{name}"]\n{text}\n')
+            assert modules.ready(wanted) is None
+            for when in PullPolicy:
+                again = ModuleWanted(image_url=wanted.image_url, pull_policy=when)
+                with pytest.raises(ModuleError) as caught:
+                    await modules.prepare(again, lambda _: None)
+                assert caught.value.reason is Reason.UNTRUSTED, text
+        policy.write_text(f'[repositories."{name}"]\nrule = "allow"\n')
+        assert (await modules.prepare(wanted, lambda _: None)).start_kind is StartKind.WARM

@@ -66,9 +66,18 @@ def require_docker_registry() -> None:
 
 @contextmanager
 def running_registry(
-    directory: Path, *, basic: bool = False, tls: "TlsFiles | None" = None
+    directory: Path,
+    *,
+    basic: bool = False,
+    tls: "TlsFiles | None" = None,
+    client_ca: Path | None = None,
+    auth: dict[str, Any] | None = None,
 ) -> Iterator[RunningRegistry]:
-    """A registry with its storage, configuration and log under ``directory``; ended by its process id."""
+    """A registry with its storage, configuration and log under ``directory``; ended by its process id.
+
+    ``client_ca``: only clients with a certificate that it signed are let in (needs ``tls``). ``auth``: that part of the
+    registry's configuration, as `tests.support.registry_tokens` makes it.
+    """
     require_docker_registry()
     directory.mkdir(parents=True, exist_ok=True)
     storage = directory / "storage"
@@ -85,6 +94,10 @@ def running_registry(
         config["auth"] = {"htpasswd": {"realm": "Registry Realm", "path": str(passwords)}}
     if tls is not None:
         config["http"]["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
+        if client_ca is not None:
+            config["http"]["tls"]["clientcas"] = [str(client_ca)]
+    if auth is not None:
+        config["auth"] = auth
     file = directory / "config.yml"
     file.write_text(json.dumps(config))  # JSON is YAML
     log = directory / "log"
@@ -93,7 +106,7 @@ def running_registry(
             [PROGRAM, "serve", str(file)], stdout=output, stderr=output, stdin=subprocess.DEVNULL
         )
     try:
-        _wait_until_it_answers(address, process, log, tls)
+        _wait_until_it_answers(address, process, log, tls, asks_who=client_ca is not None)
         access = {"username": USER, "password": PASSWORD} if basic else {}
         yield RunningRegistry(address, storage, process, tls.ca if tls else None, **access)
     finally:
@@ -163,6 +176,11 @@ def push_manifest(registry_address: str, repository: str, tag: str, document: di
     return push.manifest(json.dumps(document).encode(), document["mediaType"], tag)
 
 
+def push_raw(registry_address: str, repository: str, tag: str, manifest: bytes, media_type: str) -> str:
+    """Push a manifest byte for byte; returns its digest."""
+    return _Push(registry_address, repository).manifest(manifest, media_type, tag)
+
+
 def push_blob(registry_address: str, repository: str, data: bytes, media_type: str) -> dict[str, Any]:
     """Push a blob; returns its descriptor."""
     return _Push(registry_address, repository).blob(data, media_type)
@@ -213,7 +231,9 @@ class _Push:
             return response
 
 
-def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: Path, tls: TlsFiles | None) -> None:
+def _wait_until_it_answers(
+    address: str, process: subprocess.Popen[bytes], log: Path, tls: TlsFiles | None, *, asks_who: bool
+) -> None:
     context = ssl.create_default_context(cafile=str(tls.ca)) if tls else None
     if context is not None:  # it may be expired or for another host on purpose
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -231,8 +251,8 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: 
         except urllib.error.HTTPError as refused:
             with refused:
                 return refused.code == 401
-        except OSError:
-            return False
+        except OSError as error:
+            return asks_who and "ALERT" in str(error).upper()  # it has read that we have none; older ones say "bad"
 
     _wait(answers, f"{PROGRAM} at {address} did not answer:\n{log.read_text()[-2000:]}")
 
