@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 from proplet.oci.addresses import is_forbidden, is_loopback
 from proplet.oci.errors import (
     AddressRefused,
+    ConnectionBroken,
     ManifestUnknown,
     OciError,
     PullTimeout,
@@ -217,7 +218,8 @@ class Connection:
             except (Truncated, RegistryUnreachable, PullTimeout) as error:
                 if isinstance(error, PullTimeout) and reached() <= best:
                     raise
-                if isinstance(error, RegistryUnreachable) and not self._answered:
+                broken = isinstance(error, ConnectionBroken) or self._answered
+                if isinstance(error, RegistryUnreachable) and not broken:
                     raise
                 if reached() >= best + _LEAST_PROGRESS:
                     number = 1

@@ -9,6 +9,7 @@
     ├── PullCancelled             cancelled             the caller asked to stop
     ├── RegistryFault                                   what the registry, or the way to it, did
     │   ├── RegistryUnreachable   registry_unreachable  no such name, no route, refused, reset
+    │   │   └── ConnectionBroken  registry_unreachable  it was there and broke off
     │   ├── TlsFailed             tls_failed            certificate or handshake
     │   ├── AddressRefused        address_refused       link-local, metadata, or a redirect we do not follow
     │   ├── PullTimeout           timeout               one of the time limits
@@ -102,6 +103,10 @@ class RegistryUnreachable(RegistryFault):
 
     reason = "registry_unreachable"
     transient = True
+
+
+class ConnectionBroken(RegistryUnreachable):
+    """A connection was made and ended before the answer was whole."""
 
 
 class TlsFailed(RegistryFault):

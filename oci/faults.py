@@ -14,6 +14,7 @@ import requests
 import urllib3.exceptions
 
 from proplet.oci.errors import (
+    ConnectionBroken,
     ManifestUnknown,
     OciError,
     PullTimeout,
@@ -81,7 +82,7 @@ def _translated(registry: str, error: Exception) -> OciError:
             f"registry {registry} did not {doing} within the time limit: check the network or raise the limit"
         )
     if _first(chain, (requests.ConnectionError, urllib3.exceptions.ProtocolError, ConnectionError)):
-        return RegistryUnreachable(f"registry {registry} broke the connection: try again")
+        return ConnectionBroken(f"registry {registry} broke the connection: try again")
     if not isinstance(error, OSError) or isinstance(error, requests.RequestException):
         return RegistryError(f"registry {registry} answers what cannot be understood ({type(error).__name__})")
     return RegistryUnreachable(

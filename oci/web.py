@@ -21,6 +21,7 @@ from proplet.oci.blobs import BlobWriter, PartialBlob
 from proplet.oci.digest import Digest
 from proplet.oci.errors import (
     AddressRefused,
+    ConnectionBroken,
     NotFound,
     OciError,
     RateLimited,
@@ -151,7 +152,8 @@ class _Fetch:
                 try:
                     return self._attempt()
                 except (Truncated, RegistryUnreachable) as error:
-                    unreachable = isinstance(error, RegistryUnreachable) and not self._answered
+                    broken = isinstance(error, Truncated | ConnectionBroken)
+                    unreachable = not broken and not self._answered
                     if unreachable or number >= self._settings.max_attempts:
                         raise
                 self._watch.pause(self._backoff(number))

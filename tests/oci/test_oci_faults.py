@@ -13,6 +13,7 @@ import pytest
 from proplet.oci.digest import Digest
 from proplet.oci.errors import (
     AddressRefused,
+    ConnectionBroken,
     DigestMismatch,
     InvalidCredentials,
     InvalidManifest,
@@ -141,7 +142,7 @@ def test_a_broken_transfer_is_repeated(store: OciLayout) -> None:
 def test_a_blob_that_is_always_cut_short_is_given_up(store: OciLayout) -> None:
     with faulty_registry() as registry:
         registry.script("blobs", truncated(20))
-        refused(registry, store, RegistryUnreachable)
+        refused(registry, store, ConnectionBroken)
         assert len(registry.requests("blobs")) == QUICK.max_attempts
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from proplet.oci.digest import Digest
 from proplet.oci.errors import (
+    ConnectionBroken,
     DigestMismatch,
     InvalidManifest,
     PullTimeout,
@@ -35,6 +36,7 @@ from tests.oci.faulty_registry import (
     hanging,
     ok,
     other,
+    raw,
     redirect,
     status,
     truncated,
@@ -385,3 +387,17 @@ def test_a_content_range_is_read_as_it_is_written(first: int, last: int, size: i
 )
 def test_the_next_page_is_where_the_link_says(link: str, url: str | None) -> None:
     assert next_page({"Link": link}, "https://h.i/v2/y") == url
+
+
+def test_a_registry_that_hangs_up_before_its_first_answer_is_asked_again(
+    registry: FaultyRegistry,
+) -> None:
+    registry.script("manifests", raw(b""), raw(b""), ok())
+    with RegistryClient(Reference.parse(registry.reference), QUICK) as client:
+        assert client.manifest().data == registry.manifest
+    registry.script("manifests", raw(b""))
+    with (
+        RegistryClient(Reference.parse(registry.reference), QUICK) as client,
+        pytest.raises(ConnectionBroken, match="broke the connection"),
+    ):
+        client.manifest()

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -51,10 +52,8 @@ def test_what_is_written_is_read_by_tarfile_and_by_us(files: dict[str, bytes]) -
 
 @given(st.binary(max_size=3000))
 def test_any_bytes_are_an_archive_or_refused(data: bytes) -> None:
-    try:
+    with suppress(InvalidArchive):
         read(data)
-    except InvalidArchive as error:
-        assert "archive" in str(error)
 
 
 @given(st.data())
@@ -62,10 +61,8 @@ def test_a_damaged_archive_is_read_as_it_was_or_refused(data: st.DataObject) -> 
     whole = bytearray(tar({"blobs/sha256/aa": b"x" * 700, "index.json": b"{}"}, tarfile.PAX_FORMAT))
     at = data.draw(st.integers(0, len(whole) - 1))
     whole[at] ^= data.draw(st.integers(1, 255))
-    try:
+    with suppress(InvalidArchive):
         assert all(not name.startswith("/") for name in read(bytes(whole)))
-    except InvalidArchive:
-        pass
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "blobs/../../x", "a\x1b[2J"])
@@ -100,7 +97,7 @@ def test_sparse_files_are_refused() -> None:
 
 def test_an_archive_that_was_cut_short_is_refused() -> None:
     whole = tar({"index.json": b"x" * 2000})
-    with pytest.raises(InvalidArchive, match="ends in the middle of index.json"):
+    with pytest.raises(InvalidArchive, match=r"ends in the middle of index\.json"):
         read(whole[:1024])
     with pytest.raises(InvalidArchive, match="empty"):
         read(b"")
