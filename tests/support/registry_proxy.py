@@ -85,6 +85,10 @@ class RegistryProxy:
     _plans: dict[str, deque[Fault]] = field(default_factory=dict)
     _staying: set[str] = field(default_factory=set)
     _mark: tuple[int, Callable[[], None]] | None = None
+    _open: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._open.set()
 
     @property
     def address(self) -> str:
@@ -112,6 +116,19 @@ class RegistryProxy:
         """Do something once when so many bytes more have been served."""
         self._mark = (self.served + served, action)
 
+    def forget_mark(self) -> None:
+        self._mark = None
+
+    def hold(self) -> None:
+        """Answer nothing until `release`."""
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def wait_until_open(self) -> None:
+        self._open.wait(30)
+
     def room(self, wanted: int) -> int:
         """How many of these bytes may go out before the mark is reached."""
         return wanted if self._mark is None else max(0, min(wanted, self._mark[0] - self.served))
@@ -135,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _PIECE)
 
     def do_GET(self) -> None:
+        self.proxy.wait_until_open()
         exchange = self._ask()
         self.proxy.exchanges.append(exchange)
         fault = self.proxy.fault(self.path)
