@@ -62,7 +62,8 @@ def _pull(fields: dict[str, Any], tell: Tell) -> dict[str, Any]:
     from proplet.oci.errors import DiskFull, OciError
     from proplet.oci.layout import OciLayout
     from proplet.oci.pins import Pins
-    from proplet.oci.pull import Progress, PullPolicy, PullStage, pull
+    from proplet.oci.pull import pull
+    from proplet.oci.pulled import Progress, PullPolicy, PullStage
 
     names = {PullStage.RESOLVE: "fetching", PullStage.DOWNLOAD: "fetching", PullStage.VERIFY: "verifying"}
 

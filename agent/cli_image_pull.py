@@ -18,7 +18,7 @@ from proplet.oci import pull as pulling
 from proplet.oci.errors import OciError
 from proplet.oci.layout import OciLayout
 from proplet.oci.pins import Pins
-from proplet.oci.pull import Progress, PulledModule, PullPolicy
+from proplet.oci.pulled import Progress, PulledModule, PullPolicy
 from proplet.oci.reference import Reference
 from proplet.oci.settings import RegistrySettings
 from proplet.oci.signatures import fetch

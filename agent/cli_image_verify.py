@@ -15,7 +15,7 @@ from proplet.oci import signatures
 from proplet.oci.errors import OciError
 from proplet.oci.layout import OciLayout
 from proplet.oci.policy import Decision, Key, Policy, Rule, load_policy, read_key
-from proplet.oci.pull import Progress, PulledModule
+from proplet.oci.pulled import Progress, PulledModule
 from proplet.oci.reference import Reference
 from proplet.oci.settings import RegistrySettings
 from proplet.oci.sources import open_sources

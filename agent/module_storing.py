@@ -21,6 +21,7 @@ from proplet.agent.module_parts import Parts
 from proplet.agent.module_requests import ModuleRequests, Received
 from proplet.agent.ports import ModuleError, ModuleWanted, Stage, StorageError
 from proplet.agent.wire import PullPolicy, Reason
+from proplet.oci.addresses import is_loopback
 from proplet.oci.digest import Digest
 from proplet.oci.errors import ContentFault, InvalidDigest, InvalidReference, OciError
 from proplet.oci.layout import OciLayout
@@ -76,7 +77,7 @@ class ModulesOverMqtt:
         try:
             return await pull(fields)
         except ModuleError as error:
-            if error.cause not in OUT_OF_REACH:
+            if error.cause not in OUT_OF_REACH or not (wanted.handed_out or _is_elsewhere(wanted.image_url)):
                 raise
             log.info("%s: asking over MQTT for it", error)
             try:
@@ -129,6 +130,14 @@ class ModulesOverMqtt:
         finally:
             received.parts.close()
         return await _taken(image, digest, order)
+
+
+def _is_elsewhere(image_url: str) -> bool:
+    """Whether a stranger can mean the same image by this name: a registry on loopback is another one for everybody."""
+    try:
+        return not is_loopback(Reference.parse(image_url).host)
+    except InvalidReference:
+        return True
 
 
 @dataclass(frozen=True, slots=True)

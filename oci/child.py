@@ -23,7 +23,8 @@ from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidReference, OciError
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import ImageManifest, parse_manifest, select_platform
-from proplet.oci.pull import PulledModule, PullPolicy, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import PulledModule, PullPolicy
 from proplet.oci.reference import Reference
 from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
 

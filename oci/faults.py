@@ -81,6 +81,9 @@ def _translated(registry: str, error: Exception) -> OciError:
         return PullTimeout(
             f"registry {registry} did not {doing} within the time limit: check the network or raise the limit"
         )
+    unread = _first(chain, (http.client.BadStatusLine, http.client.LineTooLong))
+    if unread is not None and not isinstance(unread, http.client.RemoteDisconnected):
+        return ConnectionBroken(f"registry {registry} does not answer as HTTP does: check address and port")
     if _first(chain, (requests.ConnectionError, urllib3.exceptions.ProtocolError, ConnectionError)):
         return ConnectionBroken(f"registry {registry} broke the connection: try again")
     if not isinstance(error, OSError) or isinstance(error, requests.RequestException):

@@ -133,6 +133,8 @@ class RegistryClient:
             )
         if length is not None and len(data) != length:
             raise Truncated(f"{what} ended after {len(data)} of {length} bytes")
+        if not data:  # a connection cut in the head of the answer looks like this: without a length, and nothing more
+            raise Truncated(f"{what} has no bytes at all")
         return bytes(data)
 
     def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:

@@ -21,7 +21,8 @@ from proplet.oci.digest import Digest
 from proplet.oci.errors import DiskFull, InvalidArchive, NotInStore, StoreDamaged
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_INDEX, OCI_MANIFEST, WASM_CONFIG, Descriptor
-from proplet.oci.pull import PullPolicy, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import PullPolicy
 from proplet.oci.settings import RegistrySettings
 from proplet.oci.tarball import END, header, padding
 from proplet.oci.unarchive import Imported, bring

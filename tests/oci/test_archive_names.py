@@ -23,7 +23,8 @@ from proplet.oci.artifact import make_artifact
 from proplet.oci.digest import Digest
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_MANIFEST, Descriptor
-from proplet.oci.pull import PullPolicy, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import PullPolicy
 from proplet.oci.reference import Reference
 from proplet.oci.settings import RegistrySettings
 from proplet.oci.unarchive import bring

@@ -34,7 +34,8 @@ from proplet.oci.errors import (
     Unauthorized,
 )
 from proplet.oci.layout import OciLayout
-from proplet.oci.pull import PulledModule, PullPolicy, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import PulledModule, PullPolicy
 from proplet.oci.settings import HostSettings, RegistrySettings
 from tests.oci.faulty_registry import (
     FaultyRegistry,
@@ -483,7 +484,8 @@ STUCK = """
 import sys
 from pathlib import Path
 from proplet.oci.layout import OciLayout
-from proplet.oci.pull import Progress, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import Progress
 from proplet.oci.settings import RegistrySettings
 def progress(now):
     print(now.bytes_done, flush=True)

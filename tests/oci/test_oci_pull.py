@@ -32,7 +32,8 @@ from proplet.oci.errors import (
     Unauthorized,
 )
 from proplet.oci.layout import OciLayout
-from proplet.oci.pull import Progress, PullPolicy, PullStage, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import Progress, PullPolicy, PullStage
 from proplet.oci.settings import HostSettings, RegistrySettings
 from tests.support.registry import (
     ADDITION,

@@ -27,7 +27,8 @@ from proplet.oci.errors import (
     Unauthorized,
 )
 from proplet.oci.layout import OciLayout
-from proplet.oci.pull import PullPolicy, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import PullPolicy
 from proplet.oci.settings import HostSettings, RegistrySettings
 from proplet.oci.web import UrlGuard, manifest_of
 from tests.support.registry import ADDITION, make_tls_files

@@ -14,7 +14,8 @@ from proplet.oci.digest import Digest
 from proplet.oci.errors import DigestMismatch, NotInStore, NotWasm, OciError, TooLarge, Unauthorized
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
-from proplet.oci.pull import PullPolicy, pull
+from proplet.oci.pull import pull
+from proplet.oci.pulled import PullPolicy
 from proplet.oci.push import push_file, push_stored
 from proplet.oci.reference import Reference
 from proplet.oci.settings import HostSettings, RegistrySettings

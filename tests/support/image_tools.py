@@ -1,4 +1,4 @@
-"""Other people's tools for images: skopeo as Debian has it, and the oras command line that packaging/oras-cli.sh builds."""
+"""Other people's tools for images: Debian's skopeo, and the oras command line that packaging/oras-cli.sh builds."""
 
 import os
 import shutil

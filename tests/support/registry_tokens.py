@@ -33,7 +33,7 @@ _COORDINATE = 32  # bytes of a P-256 number: RFC 7518, section 3.4
 
 @dataclass
 class TokenService:
-    """``asked``: one entry for each request (method, user or grant, scope). ``readable``: repositories for everybody."""
+    """``asked``: of each request method, user or grant, scope. ``readable``: repositories for everybody."""
 
     directory: Path
     readable: set[str] = field(default_factory=set)
