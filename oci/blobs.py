@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from proplet.oci.digest import Digest, VerifyingHasher
+from proplet.oci.digest import Digest, OverlappedHasher, VerifyingHasher
 from proplet.oci.errors import ContentFault, DigestMismatch, StoreFault, Truncated
 from proplet.oci.files import check_space, create_temporary, mapped, sync_directory
 
@@ -87,7 +87,7 @@ class PartialBlob:
         self._what = what
         self.size = size
         self._path = directory / f"{PARTIAL}{expected.hex}"
-        self._hasher = VerifyingHasher(expected, size, what)
+        self._hasher = OverlappedHasher(expected, size, what)
         self._was_kept = False
         self.is_present = False
         self._file = _lock(self._path, pause)
@@ -121,7 +121,8 @@ class PartialBlob:
         Raises:
             StoreFailed: the file system refused it.
         """
-        self._hasher = VerifyingHasher(self._expected, self.size, self._what)
+        self._hasher.close()
+        self._hasher = OverlappedHasher(self._expected, self.size, self._what)
         self._was_kept = False
         with mapped(self._directory):
             self._file.seek(0)
@@ -154,6 +155,7 @@ class PartialBlob:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hasher.close()
         if self._file.closed:
             return
         wrong = isinstance(error, ContentFault) and not isinstance(error, Truncated)

@@ -5,12 +5,14 @@ Grammar and registered algorithms: OCI image specification 1.1, descriptor.md, "
 
 import hashlib
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from proplet.oci.errors import DigestMismatch, InvalidDigest, SizeMismatch, Truncated
 
 # Hex digits of each registered algorithm; blake3 is registered too but is not in the standard library.
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
+_BATCH_BYTES = 1024 * 1024
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -84,6 +86,9 @@ class VerifyingHasher:
         self.count += len(chunk)
         if self._size is not None and self.count > self._size:
             raise SizeMismatch(f"{self._what} is longer than the {self._size} bytes its descriptor announces")
+        self._feed(chunk)
+
+    def _feed(self, chunk: bytes) -> None:
         self._hash.update(chunk)
 
     def finish(self) -> Digest:
@@ -101,3 +106,46 @@ class VerifyingHasher:
                 f"{self._what} has digest {found}, not {self._expected}: it was changed or damaged and is not used"
             )
         return found
+
+
+class OverlappedHasher(VerifyingHasher):
+    """The same, hashing in a second thread while the next bytes are on their way; ``close`` or ``finish`` ends that.
+
+    hashlib lets other threads run while it hashes, and to hash takes as long as to receive.
+    """
+
+    def __init__(self, expected: Digest | None = None, size: int | None = None, what: str = "the content") -> None:
+        super().__init__(expected, size, what)
+        self._batch: list[bytes] = []
+        self._batched = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._under_way: Future[None] | None = None
+
+    def finish(self) -> Digest:
+        """As `VerifyingHasher.finish`."""
+        self.close()
+        return super().finish()
+
+    def close(self) -> None:
+        """Hash what is left and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+        self._hash_all(self._batch)
+        self._batch, self._batched = [], 0
+
+    def _feed(self, chunk: bytes) -> None:
+        self._batch.append(chunk)
+        self._batched += len(chunk)
+        if self._batched < _BATCH_BYTES:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "proplet-hash")
+        if self._under_way is not None:
+            self._under_way.result()  # no more than one batch waits
+        self._under_way = self._thread.submit(self._hash_all, self._batch)
+        self._batch, self._batched = [], 0
+
+    def _hash_all(self, batch: list[bytes]) -> None:
+        for chunk in batch:
+            self._hash.update(chunk)

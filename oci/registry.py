@@ -133,7 +133,7 @@ class RegistryClient:
             )
         if length is not None and len(data) != length:
             raise Truncated(f"{what} ended after {len(data)} of {length} bytes")
-        if not data:  # a connection cut in the head of the answer looks like this: without a length, and nothing more
+        if length is None and not data:  # what is left of an answer that was cut in its head
             raise Truncated(f"{what} has no bytes at all")
         return bytes(data)
 

@@ -25,7 +25,7 @@ from proplet.oci.errors import AddressRefused, RegistryError
 from proplet.oci.trust import system_trust
 from proplet.oci.watch import Watch
 
-_CHUNK = 128 * 1024
+_CHUNK = 1024 * 1024  # measured: smaller ones cost up to a third of the rate, larger ones miss the cache
 _MAX_SMALL_BODY = 1024 * 1024
 _MAX_REDIRECTS = 5
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 
 from tests.bench.nodes import agent_only
+from tests.bench.oci_transfers import transfers
 from tests.bench.rows import MIB, Plan, Row, row
 from tests.support.modules import ADDITION, padded
 from tests.support.registry import RunningRegistry, running_registry
@@ -26,8 +27,10 @@ def measure(plan: Plan) -> Iterator[Row]:
             ]
             first.append(took[0])
             later += took[1:]
+        moved = list(transfers(plan, registry))
     yield _row("OCI pull to result, 1 MB, first of a node, less compile", first, [f"{nodes} nodes just started"])
     yield _row("the same, builder and worker running, less compile", later, [f"{len(later)} modules, each a new one"])
+    yield from moved
 
 
 def push_fresh(registry: RunningRegistry, name: str, size: int) -> str:

@@ -139,7 +139,7 @@ LASTING: dict[str, tuple[str, Fault, tuple[type[OciError], ...]]] = {
         (DigestMismatch,),
     ),
     "a manifest that is none": (MANIFEST, status(200, b"[]"), (InvalidManifest,)),
-    "a manifest of no bytes": (MANIFEST, status(200, b""), (Truncated,)),
+    "a manifest of no bytes": (MANIFEST, status(200, b""), (InvalidManifest,)),
     "another digest in the header": (MANIFEST, header(Docker_Content_Digest=str(Digest.of(b"x"))), (DigestMismatch,)),
     "an endless manifest": (MANIFEST, endless, (TooLarge,)),
     "a silent registry": (MANIFEST, silent, (PullTimeout,)),

@@ -30,7 +30,7 @@ from tests.support.registry import (
     running_registry,
 )
 
-pytestmark = [pytest.mark.registry]
+pytestmark = [pytest.mark.registry, pytest.mark.source]  # oras is built out of the checkout
 
 SETTINGS = RegistrySettings(use_docker_config=False, first_retry_wait_s=0.01)
 CONFIG = "application/vnd.oci.image.config.v1+json"

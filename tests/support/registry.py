@@ -127,8 +127,10 @@ class TlsFiles:
     key: Path
 
 
-def make_tls_files(directory: Path, *, expired: bool = False, host: str = "IP:127.0.0.1,DNS:localhost") -> TlsFiles:
-    """A new CA and a server certificate, made with openssl."""
+def make_tls_files(
+    directory: Path, *, expired: bool = False, host: str = "IP:127.0.0.1,DNS:localhost", usage: str = "serverAuth"
+) -> TlsFiles:
+    """A new CA and a server's certificate (with ``usage="clientAuth"``: a client's), made with openssl."""
     directory.mkdir(parents=True, exist_ok=True)
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     certificate, key, request, extensions = (directory / name for name in ("tls.pem", "tls.key", "tls.csr", "tls.ext"))
@@ -136,7 +138,7 @@ def make_tls_files(directory: Path, *, expired: bool = False, host: str = "IP:12
     _openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", "/CN=proplet test CA",
              "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
     _openssl("req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=registry")
-    extensions.write_text(f"subjectAltName={host}\nextendedKeyUsage=serverAuth\nauthorityKeyIdentifier=keyid\n")
+    extensions.write_text(f"subjectAltName={host}\nextendedKeyUsage={usage}\nauthorityKeyIdentifier=keyid\n")
     # openssl's x509 takes no start date; a negative number of days ends it before today.
     _openssl("x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-out", certificate,
              "-days", "-1" if expired else "2", "-extfile", extensions)  # fmt: skip
