@@ -102,9 +102,13 @@ class Policy:
 
     def decide(self, name: str) -> Decision:
         """What holds for an image, by its registry and repository (`Reference.name`), or its URL without fragment."""
-        if (exact := self.rules.get(name)) is not None:
-            return exact
-        found = [pattern for pattern in self.rules if matches(pattern, name)]
+        # TLS's own port may be written or not; a rule is about both.
+        host, slash, rest = name.partition("/")
+        host = host.removesuffix(":443")
+        names = (name,) if ":" in host else (f"{host}{slash}{rest}", f"{host}:443{slash}{rest}")
+        found = [name for name in names if name in self.rules]
+        if not found:
+            found = [pattern for pattern in self.rules if any(matches(pattern, name) for name in names)]
         if not found:
             return self.default
         return self.rules[max(found, key=lambda p: (_literals(p), _STRICTNESS[self.rules[p].rule]))]

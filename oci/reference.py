@@ -95,11 +95,16 @@ class Reference:
 
 _URL = re.compile(r"https://[!-~]+", re.IGNORECASE)
 _MAX_URL = 2000
+_ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3
 
 
 @dataclass(frozen=True, slots=True)
 class WebReference:
     """A module on a web server: ``https`` URL without fragment, the host in lower case, and what digest it must have.
+
+    One place has one URL, since rules are about URLs: no default port, nothing escaped that need not be (RFC 3986,
+    6.2.2.2), no dot segments.
 
     ``registry`` is the URL's ``host[:port]``, for the settings of that host.
     """
@@ -129,12 +134,14 @@ class WebReference:
             )
         if "\\" in plain:
             raise InvalidReference(f"module URL {shown!r}: write / and not a backslash")
-        registry = authority.lower()
+        registry = authority.lower().removesuffix(":443")
         try:
             _check_registry(registry)
         except InvalidReference as error:
             raise InvalidReference(f"module URL {shown!r}: {str(error).replace('registry', 'host', 1)}") from None
-        path = rest[len(authority) :] or "/"
+        path = _ESCAPED.sub(_plain, rest[len(authority) :]) or "/"
+        if {".", ".."} & set(path.partition("?")[0].split("/")):
+            raise InvalidReference(f"module URL {shown!r}: write its path without '.' and '..' as parts")
         digest = None
         if hash_sign:
             algorithm, equals, digits = fragment.partition("=")
@@ -164,6 +171,12 @@ class WebReference:
     def __str__(self) -> str:
         digest = f"#{self.digest.algorithm}={self.digest.hex}" if self.digest is not None else ""
         return f"{self.url}{digest}"
+
+
+def _plain(escaped: re.Match[str]) -> str:
+    """An escaped character, without that where it means the same; RFC 3986, section 6.2.2."""
+    character = chr(int(escaped[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else escaped[0].upper()
 
 
 def parse_image(text: str) -> Reference | WebReference:

@@ -212,3 +212,21 @@ def test_a_url_that_is_none_is_said_to_be_so(text: str, part: str) -> None:
         parse_image(text)
     assert part in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("https://h:443/x.wasm", "https://h/x.wasm"),
+        ("https://h/%70rivate/%7Ex.wasm", "https://h/private/~x.wasm"),
+        ("https://h/a%2fb.wasm", "https://h/a%2Fb.wasm"),
+    ],
+)
+def test_one_place_has_one_url(written: str, meant: str) -> None:
+    assert WebReference.parse(written).url == meant
+
+
+@pytest.mark.parametrize("path", ["public/../private/x.wasm", "public/%2e%2e/private/x.wasm", "./x.wasm", "a/.%2E"])
+def test_a_url_cannot_walk_out_of_what_a_rule_names(path: str) -> None:
+    with pytest.raises(InvalidReference, match=r"'\.\.'"):
+        WebReference.parse(f"https://h/{path}")

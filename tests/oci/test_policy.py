@@ -130,3 +130,11 @@ def test_patterns_mean_what_a_regular_expression_says(pattern: str, name: str) -
 
 def test_no_pattern_is_slow() -> None:
     assert not matches("*a" * 200 + "b", "a" * 2000)
+
+
+@pytest.mark.parametrize("written", ["ghcr.io/org/*", "ghcr.io:443/org/*", "ghcr.io/org/app", "ghcr.io:443/org/app"])
+def test_a_rule_holds_with_and_without_the_port_of_tls(directory: Path, written: str) -> None:
+    found = policy(directory, f'default = "allow"\n[repositories."{written}"]\nrule = "deny"\n')
+    assert found.decide("ghcr.io:443/org/app").rule is Rule.DENY
+    assert found.decide("ghcr.io/org/app").rule is Rule.DENY
+    assert found.decide("ghcr.io:444/org/app").rule is Rule.ALLOW
