@@ -10,7 +10,7 @@ import pytest
 from proplet.agent.cache import CompileCache
 from proplet.agent.fetch import ModulesSettings, StoredModules, open_modules
 from proplet.agent.fetch_images import KnownImages
-from proplet.agent.ports import ModuleError, ModuleWanted
+from proplet.agent.ports import ModuleError, ModuleWanted, Stage
 from proplet.agent.wire import PullPolicy, Reason
 from proplet.oci.layout import OciLayout
 from proplet.oci.manifest import OCI_MANIFEST, Descriptor
@@ -98,3 +98,16 @@ def known_images(directory: Path, settings: RegistrySettings) -> KnownImages:
         layout.add_blob(data)
     layout.set_reference(f"{NAME}:1", Descriptor(OCI_MANIFEST, DIGEST, len(IMAGE)))
     return KnownImages(layout, CompileCache(directory / "cache", 1 << 20), settings)
+
+
+async def test_a_policy_that_changes_while_an_image_is_fetched_counts(modules: StoredModules, tmp_path: Path) -> None:
+    told = []
+
+    def deny(stage: Stage) -> None:
+        told.append(stage)
+        (tmp_path / "policy.toml").write_text('default = "deny"\n')
+
+    with pytest.raises(ModuleError) as caught:
+        await modules.prepare(WANTED, deny)
+    assert told
+    assert caught.value.reason is Reason.UNTRUSTED
