@@ -246,7 +246,7 @@ class StoredModules(Modules):
         return flight.artefact
 
     def ready(self, wanted: ModuleWanted) -> Artefact | None:
-        """Return what is known to be compiled; costs two calls of stat, a third where there is a signature policy."""
+        """Return what is known to be compiled; costs two calls of stat, and one for each file of the policy."""
         if (known := self._at_hand.get(wanted)) is not None and _has_size(known[1], known[2]):
             self._at_hand.move_to_end(wanted)
             return known[0]
@@ -350,7 +350,11 @@ class StoredModules(Modules):
         # Also where a builder has to be asked anyway: what is denied is not pulled.
         found = await to_thread.run_sync(self._known.resolve, wanted)
         if found is None or wanted.pull_policy is PullPolicy.ALWAYS:
+            rules = self._known.rules()
             found = await self._pull(wanted, tell)
+            if rules != self._known.rules():  # the policy was changed meanwhile: what it says now counts
+                await to_thread.run_sync(self._known.resolve, wanted)
+                return await self._pull(wanted, tell)  # and is asked again at the next start
             state = self._known.state()
         if state != self._seen:
             self._images.clear()
@@ -360,6 +364,7 @@ class StoredModules(Modules):
 
     async def _pull(self, wanted: ModuleWanted, tell: Progress) -> tuple[str, str]:
         """Have a builder see to it that an image is in the store, whole, and may be run."""
+        rules = self._known.rules()
         registry = replace(self._settings.registry, max_module_bytes=self._settings.max_module_bytes)
         fields = {
             "image": wanted.image_url,
@@ -377,7 +382,7 @@ class StoredModules(Modules):
             pulled = await self._over_mqtt.pull(wanted, fields, pull, self._layout, tell)
         for line in pulled.get("warnings", ()):
             log.warning("%s", line)
-        self._known.admitted(wanted.image_url, str(pulled["image_digest"]))
+        self._known.admitted(wanted.image_url, str(pulled["image_digest"]), rules)
         return str(pulled["image_digest"]), str(pulled["module_digest"])
 
     def _look(self, blob: Path, digest: Digest) -> ModuleKind:

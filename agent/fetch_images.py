@@ -2,9 +2,11 @@
 
 Place in the flow: `fetch` looks here before it has an image pulled. What an image name means comes from the store; the
 signature policy is asked every time. An image that must be signed is taken from here only after a builder has checked
-it in this process's life, for verifying is not done in the agent: the library for it is never loaded here.
+it in this process's life, for verifying is not done in the agent: the library for it is never loaded here. What a
+builder has said holds until the policy or one of its key files changes, and for an hour where a key can expire.
 """
 
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +24,9 @@ from proplet.oci.settings import MAX_MANIFEST_BYTES, RegistrySettings
 from proplet.oci.unpack import noted
 
 _REMEMBERED = 1024
+_CHECKED_AGAIN_S = 3600  # certificates are not read in the agent: a builder is asked again whether they count
 
-State = tuple[tuple[int, int] | None, ...]
+State = tuple[tuple[int, ...] | None, ...]
 
 
 class KnownImages:
@@ -33,16 +36,21 @@ class KnownImages:
         self._layout = layout
         self._cache = cache
         self._settings = settings
-        self._watched = [layout.root / "index.json"]
-        if settings.signature_policy is not None:
-            self._watched.append(settings.signature_policy)
+        self._index = layout.root / "index.json"
+        self._watched = [settings.signature_policy] if settings.signature_policy is not None else []
+        self._expires = False
         self._policy: Policy | None = None
         self._policy_seen: State | None = None
         self._admitted: OrderedDict[tuple[str, str], None] = OrderedDict()  # names and digests of the images
 
     def state(self) -> State:
         """What changes when a name in the store begins to mean something else, or the policy to say something else."""
-        return tuple(_stamp(path) for path in self._watched)
+        return (_stamp(self._index), *self.rules())
+
+    def rules(self) -> State:
+        """What changes when the policy or one of its keys does, or a key may have expired."""
+        period = ((int(time.time() // _CHECKED_AGAIN_S),),) if self._expires else ()
+        return (*(_stamp(path) for path in self._watched), *period)
 
     def resolve(self, wanted: ModuleWanted) -> tuple[str, str] | None:
         """Return the digests of an image and its module, if it may be run and is there or compiled, else None.
@@ -63,8 +71,10 @@ class KnownImages:
                 return found
         return None
 
-    def admitted(self, image_url: str, image_digest: str) -> None:
-        """Remember that a builder has just checked an image and says that it may be run."""
+    def admitted(self, image_url: str, image_digest: str, rules: State) -> None:
+        """Remember that a builder has checked an image and says that it may be run, by the `rules` as it began."""
+        if rules != self.rules():
+            return
         with suppress(OciError):
             self._admitted[parse_image(image_url).name, image_digest] = None
             while len(self._admitted) > _REMEMBERED:
@@ -72,12 +82,14 @@ class KnownImages:
 
     def _decide(self, reference: Reference | WebReference) -> Rule:
         try:
-            seen = self.state()[1:]
-            if self._policy is None or seen != self._policy_seen:
+            seen = self.rules()
+            while self._policy is None or seen != self._policy_seen:  # twice where it names other keys than before
                 self._admitted.clear()
                 self._policy = None
                 self._policy = load_policy(self._settings.signature_policy, signed_only=self._settings.signed_only)
                 self._policy_seen = seen
+                self._watch(self._policy)
+                seen = self.rules()
             decision = self._policy.decide(reference.name)
         except TrustFault as error:
             raise ModuleError(Reason.UNTRUSTED, str(error), error.reason) from error
@@ -85,6 +97,12 @@ class KnownImages:
             text = f"{reference.name} is denied by the signature policy ({decision.where}): change it"
             raise ModuleError(Reason.UNTRUSTED, text, "image_denied")
         return decision.rule
+
+    def _watch(self, policy: Policy) -> None:
+        if self._settings.signature_policy is not None:
+            keys = policy.keys.values()
+            self._watched = [self._settings.signature_policy, *dict.fromkeys(key.file for key in keys)]
+            self._expires = any(key.not_after is not None or b"CERTIFICATE" in key.pem for key in keys)
 
     def _find(self, reference: Reference | WebReference, wanted: ModuleWanted) -> tuple[str, str] | None:
         digest = Digest.parse(wanted.image_digest) if wanted.image_digest is not None else None
@@ -118,9 +136,10 @@ class KnownImages:
         return None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino
+    # Also that of the last change, which a copy that keeps its times does not keep.
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino

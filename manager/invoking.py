@@ -118,7 +118,8 @@ class Invoking:
         """The proplets to ask, in order; those that are not heard of are left out."""
         task = self._find(uid)
         if task is None or task.status.phase not in (Phase.SCHEDULED, Phase.RUNNING):
-            raise InvocationError("not_running", "the task has ended meanwhile")
+            said = "" if task is None else task.status.error or task.status.message
+            raise InvocationError("not_running", f"the task has ended meanwhile{f': {said}' if said else ''}")
         places = [task.status.proplet_id or ""]
         if task.spec.broadcast:
             open_phases = (Phase.SCHEDULED.value, Phase.RUNNING.value)

@@ -5,7 +5,8 @@ Place in the flow: `open_mirror` listens and puts the door before `mirror_routes
 * Without a password the listener is on loopback only, and every program of this machine reaches it, guests with network
   access among them. So it gives what was meant to be given: repositories of the allow-list, and images that carry
   the mirror's own name (``localhost/...`` or ``HOST:PORT/...``). What the node has pulled from a private registry with
-  its own credentials stays private.
+  its own credentials stays private, as long as nobody hostile owns an allowed repository: its manifests may name any
+  blob by its digest, and one that the store has is then served as theirs.
 * With the password, the whole store, but nothing without a name: modules that came with a task are nobody else's.
 * Pulled through are only repositories of the allow-list, for anybody who may ask; whoever asks spends the node's
   credentials and disk.

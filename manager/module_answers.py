@@ -29,7 +29,7 @@ from proplet.manager.module_sending import ModuleSending, Pieces
 from proplet.manager.ports import BusError
 from proplet.oci.digest import Digest
 from proplet.oci.errors import InvalidDigest, InvalidReference
-from proplet.oci.reference import Reference
+from proplet.oci.reference import Reference, parse_image
 
 log = logging.getLogger(__name__)
 
@@ -250,9 +250,9 @@ class ModuleAnswers:
         if not self._given.allow:
             return False
         try:
-            repository = Reference.parse(name).name
+            repository = parse_image(name).name
         except InvalidReference:
-            repository = name.partition("#")[0]
+            return False
         return any(fnmatch.fnmatchcase(repository, pattern) for pattern in self._given.allow)
 
     async def _fetch(self, waiting: _Waiting, digest: str | None, policy: str, sending: ModuleSending) -> StoredImage:

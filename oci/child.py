@@ -79,6 +79,7 @@ def answer(request: Request) -> dict[str, Any]:
             request.settings,
             policy=PullPolicy(request.policy),
             expected_digest=Digest.parse(request.digest) if request.digest else None,
+            named=True,
         )
         described = _described(pulled, layout)
         if request.store_bytes is not None:

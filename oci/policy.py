@@ -40,6 +40,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from proplet.oci.errors import InvalidPolicy, InvalidReference
 from proplet.oci.reference import Reference
@@ -101,13 +102,33 @@ class Policy:
     keys: Mapping[str, Key]
 
     def decide(self, name: str) -> Decision:
-        """What holds for an image, by its registry and repository (`Reference.name`), or its URL without fragment."""
-        if (exact := self.rules.get(name)) is not None:
-            return exact
-        found = [pattern for pattern in self.rules if matches(pattern, name)]
+        """What holds for an image, by its registry and repository (`Reference.name`), or its URL without fragment.
+
+        What a URL asks for and what it escapes may mean nothing to its server: a rule for the plain URL that is more
+        specific, and no less strict, is not got round by them.
+        """
+        found = self._pattern(name)
+        decision = self.rules[found] if found is not None else self.default
+        if name.startswith("https://"):
+            path = re.sub(r"[/\\]+", "/", unquote(name.removeprefix("https://").partition("?")[0]))
+            plain = self._pattern(f"https://{path}")
+            if plain is not None and (found is None or _literals(plain) > _literals(found)):
+                other = self.rules[plain]
+                if _STRICTNESS[other.rule] >= _STRICTNESS[decision.rule]:
+                    return other
+        return decision
+
+    def _pattern(self, name: str) -> str | None:
+        # TLS's own port may be written or not; a rule is about both.
+        host, slash, rest = name.partition("/")
+        host = host.removesuffix(":443")
+        names = (name,) if ":" in host else (f"{host}{slash}{rest}", f"{host}:443{slash}{rest}")
+        found = [name for name in names if name in self.rules]
         if not found:
-            return self.default
-        return self.rules[max(found, key=lambda p: (_literals(p), _STRICTNESS[self.rules[p].rule]))]
+            found = [pattern for pattern in self.rules if any(matches(pattern, name) for name in names)]
+        if not found:
+            return None
+        return max(found, key=lambda p: (_literals(p), _STRICTNESS[self.rules[p].rule]))
 
 
 def load_policy(path: Path | None, *, signed_only: bool = False) -> Policy:

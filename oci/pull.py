@@ -63,13 +63,16 @@ def pull(
     progress: Callable[[Progress], None] = lambda _progress: None,
     cancelled: Callable[[], bool] = lambda: False,
     pins: Pins | None = None,
+    named: bool = False,
 ) -> PulledModule:
     """The module a reference names, every byte compared with its digest, from the store or from the registry.
 
     ``expected_digest`` pins the image as a digest in the reference does: the tag is then not looked up. Of a module by
     URL it is that of the file, or of the manifest that the store has it under. ``progress`` is called in this thread;
     ``cancelled`` also in another, many times a second. ``pins`` keeps what was found from being collected, as long as
-    the caller has it; without it that ends with the pull.
+    the caller has it; without it that ends with the pull. ``named``: of the store counts only what was pulled from the
+    reference's own repository, not whatever has the digest: for those who ask on behalf of others, who may know the
+    digests of what is not for them.
 
     Raises:
         OciError: with a ``reason`` for machines and one line for people; see ``proplet.oci.errors``.
@@ -86,6 +89,7 @@ def pull(
             progress=progress,
             cancelled=cancelled,
             pins=pins,
+            named=named,
         ).run(policy)
 
 
@@ -102,8 +106,10 @@ class _Pull:
         progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
         pins: Pins | None,
+        named: bool,
     ) -> None:
         self._pins = pins
+        self._named = named
         self._asked = parse_image(reference) if isinstance(reference, str) else reference
         self._expected = expected_digest
         if isinstance(self._asked, Reference):
@@ -186,11 +192,20 @@ class _Pull:
         """
         pinned = self._pinned.digest if isinstance(self._pinned, Reference) else self._expected
         if pinned is not None and (isinstance(self._pinned, Reference) or self._is_manifest(pinned)):
+            if self._named and not self._is_named(pinned):
+                raise NotInStore(f"{self._pinned} was not pulled before")
             return pinned
         recorded = self._layout.resolve(self._pinned.store_name)
         if recorded is None:
             raise NotInStore(f"{self._pinned} was not pulled before")
         return recorded.digest
+
+    def _is_named(self, digest: Digest) -> bool:
+        """Whether the store knows a manifest, or an index, by a name of the repository that is asked for."""
+        name, known = self._pinned.name, self._layout.references().items()
+        if isinstance(self._pinned, WebReference):
+            return any(of == name and found.digest == digest for of, found in known)
+        return any(of.startswith((f"{name}:", f"{name}@")) and found.digest == digest for of, found in known)
 
     def _is_manifest(self, digest: Digest) -> bool:
         """Whether a blob of the store is a manifest: what pins a URL may also be the file's own digest."""

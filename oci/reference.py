@@ -95,11 +95,17 @@ class Reference:
 
 _URL = re.compile(r"https://[!-~]+", re.IGNORECASE)
 _MAX_URL = 2000
+_ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")
+_SLASH = re.compile(r"%2F|%5C", re.IGNORECASE)
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3
 
 
 @dataclass(frozen=True, slots=True)
 class WebReference:
     """A module on a web server: ``https`` URL without fragment, the host in lower case, and what digest it must have.
+
+    One place has one URL, since rules are about URLs: no default port, nothing escaped that need not be (RFC 3986,
+    6.2.2.2), no dot segments.
 
     ``registry`` is the URL's ``host[:port]``, for the settings of that host.
     """
@@ -129,12 +135,18 @@ class WebReference:
             )
         if "\\" in plain:
             raise InvalidReference(f"module URL {shown!r}: write / and not a backslash")
-        registry = authority.lower()
+        registry = authority.lower().removesuffix(":443")
         try:
             _check_registry(registry)
         except InvalidReference as error:
             raise InvalidReference(f"module URL {shown!r}: {str(error).replace('registry', 'host', 1)}") from None
-        path = rest[len(authority) :] or "/"
+        path = _ESCAPED.sub(_plain, rest[len(authority) :]) or "/"
+        parts = path.partition("?")[0].split("/")[1:]
+        # Servers differ in what an escaped slash is; where it is one, it must lead nowhere else either.
+        if {".", ".."} & {part for text in parts for part in _SLASH.split(text)}:
+            raise InvalidReference(f"module URL {shown!r}: write its path without '.' and '..' as parts")
+        if "" in parts[:-1]:  # for most servers the same place as without
+            raise InvalidReference(f"module URL {shown!r}: write its path without empty parts")
         digest = None
         if hash_sign:
             algorithm, equals, digits = fragment.partition("=")
@@ -164,6 +176,12 @@ class WebReference:
     def __str__(self) -> str:
         digest = f"#{self.digest.algorithm}={self.digest.hex}" if self.digest is not None else ""
         return f"{self.url}{digest}"
+
+
+def _plain(escaped: re.Match[str]) -> str:
+    """An escaped character, without that where it means the same; RFC 3986, section 6.2.2."""
+    character = chr(int(escaped[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else escaped[0].upper()
 
 
 def parse_image(text: str) -> Reference | WebReference:
@@ -204,7 +222,7 @@ def _parse(text: str) -> Reference:
     path, colon, tag = path.partition(":")
     if colon and not tag:
         raise InvalidReference("tag is empty after ':'")
-    if registry in _HUB_ALIASES:
+    if registry.removesuffix(":443") in {DOCKER_HUB, *_HUB_ALIASES}:
         registry = DOCKER_HUB
     if registry == DOCKER_HUB and path and "/" not in path:
         path = f"library/{path}"
@@ -245,6 +263,8 @@ def _check_registry(registry: str) -> None:
             raise InvalidReference(f"registry {host[:80]!r}: not a host name")
     if port and not (port[1:].isascii() and port[1:].isdigit() and len(port) <= 6 and 0 < int(port[1:]) < 65536):
         raise InvalidReference(f"registry {registry[:80]!r}: port must be a number from 1 to 65535")
+    if port[1:2] == "0":  # a second name for the same place, which rules would not fit
+        raise InvalidReference(f"registry {registry[:80]!r}: write the port without zeros before it")
     if registry.lower() != registry:
         raise InvalidReference(f"registry {registry[:80]!r}: must be lower case")
 

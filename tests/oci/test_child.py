@@ -52,6 +52,16 @@ def test_it_keeps_the_store_to_its_size_and_what_it_has_just_been_asked_for(tmp_
     assert OciLayout(tmp_path).verify(Digest.parse(MODULE_DIGEST))
 
 
+def test_who_knows_a_digest_does_not_get_it_by_the_name_of_another_repository(tmp_path: Path) -> None:
+    private = put_image(tmp_path, "nowhere.example/private/x:1", module("echo"))
+    put_image(tmp_path, "nowhere.example/open/x:1")
+    for how in ({"digest": private}, {"digest": None}):
+        name = "nowhere.example/open/x:1" if how["digest"] else f"nowhere.example/open/x@{private}"
+        said = answer(request(tmp_path, name, **how))
+        assert said.get("reason") == "not_in_store", said
+    assert answer(request(tmp_path, "nowhere.example/private/x:7", digest=private))["digest"] == private
+
+
 def test_it_does_nothing_for_a_parent_that_is_gone(tmp_path: Path) -> None:
     put_image(tmp_path, "nowhere.example/x:1")
     done = run(request(tmp_path).encode(), parent=1 if os.getpid() != 1 else 2)

@@ -167,7 +167,9 @@ def test_what_is_read_is_what_the_grammar_allows(text: str) -> None:
 
 
 HOST_NAME = st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z]{1,5}){1,2}", fullmatch=True)
-URL_PATH = st.text("abcXYZ019-._~/%?&=+", max_size=40)
+URL_PATH = st.text("abcXYZ019-._~/?&=+", max_size=40).filter(
+    lambda path: (parts := path.partition("?")[0].split("/")) and not {".", ".."} & set(parts) and "" not in parts[:-1]
+)
 
 
 @given(HOST_NAME, PORT, URL_PATH, st.none() | DIGEST)
@@ -212,3 +214,35 @@ def test_a_url_that_is_none_is_said_to_be_so(text: str, part: str) -> None:
         parse_image(text)
     assert part in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("https://h:443/x.wasm", "https://h/x.wasm"),
+        ("https://h/%70rivate/%7Ex.wasm", "https://h/private/~x.wasm"),
+        ("https://h/a%2fb.wasm", "https://h/a%2Fb.wasm"),
+    ],
+)
+def test_one_place_has_one_url(written: str, meant: str) -> None:
+    assert WebReference.parse(written).url == meant
+
+
+def test_no_place_has_a_second_name_that_rules_do_not_fit() -> None:
+    for registry in ("registry-1.docker.io:443", "index.docker.io:443", "docker.io:443"):
+        assert Reference.parse(f"{registry}/library/x").name == "docker.io/library/x"
+    for text, what in {
+        "ghcr.io:0443/org/x": "zeros",
+        "https://h:0443/x": "zeros",
+        "https://h//private/x": "empty",
+    }.items():
+        with pytest.raises(InvalidReference, match=what):
+            parse_image(text)
+
+
+@pytest.mark.parametrize(
+    "path", ["public/../private/x.wasm", "public/%2e%2e/private/x.wasm", "./x.wasm", "a/.%2E", "a/..%2Fb", "a/%2e.%5cb"]
+)
+def test_a_url_cannot_walk_out_of_what_a_rule_names(path: str) -> None:
+    with pytest.raises(InvalidReference, match=r"'\.\.'"):
+        WebReference.parse(f"https://h/{path}")

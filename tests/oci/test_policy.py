@@ -130,3 +130,26 @@ def test_patterns_mean_what_a_regular_expression_says(pattern: str, name: str) -
 
 def test_no_pattern_is_slow() -> None:
     assert not matches("*a" * 200 + "b", "a" * 2000)
+
+
+@pytest.mark.parametrize("written", ["ghcr.io/org/*", "ghcr.io:443/org/*", "ghcr.io/org/app", "ghcr.io:443/org/app"])
+def test_a_rule_holds_with_and_without_the_port_of_tls(directory: Path, written: str) -> None:
+    found = policy(directory, f'default = "allow"\n[repositories."{written}"]\nrule = "deny"\n')
+    assert found.decide("ghcr.io:443/org/app").rule is Rule.DENY
+    assert found.decide("ghcr.io/org/app").rule is Rule.DENY
+    assert found.decide("ghcr.io:444/org/app").rule is Rule.ALLOW
+
+
+def test_a_rule_for_a_url_is_not_got_round_by_escapes_or_by_what_it_asks_for(directory: Path) -> None:
+    rules = {
+        "https://h/*": "allow", "https://h/private/*": "deny", "https://h/x.wasm": "deny",
+        "https://h/get?file=*": "allow", "https://h/get": "deny",
+    }  # fmt: skip
+    found = policy(directory, "".join(f'[repositories."{name}"]\nrule = "{rule}"\n' for name, rule in rules.items()))
+    for url, rule in {
+        "https://h/private%2Fx": "deny", "https://h/%2Fprivate/x": "deny", "https://h/x.wasm?": "deny",
+        "https://h/x.wasm?a=b": "deny", "https://h/get?file=x": "allow", "https://h/a%2Fx?b": "allow",
+    }.items():  # fmt: skip
+        assert found.decide(url).rule == rule, url
+    narrow = policy(directory, 'default = "deny"\n[repositories."https://h/get"]\nrule = "allow"\n')
+    assert narrow.decide("https://h/get?file=other").rule is Rule.DENY
