@@ -23,7 +23,7 @@ _KINDS = {ModuleKind.CORE: "core module", ModuleKind.COMPONENT: "component"}
 
 def inspect(options: argparse.Namespace) -> int:
     """Show what a module imports and exports, and what that means. It is compiled, as for a run, and kept."""
-    loaded = read(Path(options.config) if options.config else None)
+    loaded = read(Path(options.config) if options.config else None, alone=True)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
     print_warnings()

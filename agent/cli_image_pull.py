@@ -67,7 +67,7 @@ def open_store(options: argparse.Namespace, *, hold: bool = False) -> Iterator[t
     Raises:
         CliError: it cannot be opened, or something of `proplet.oci` is not caught inside.
     """
-    loaded = read(Path(options.config) if options.config else None)
+    loaded = read(Path(options.config) if options.config else None, alone=True)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
     print_warnings()

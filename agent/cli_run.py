@@ -44,7 +44,7 @@ _STATUS = {
 
 def run(options: argparse.Namespace) -> int:
     """Run a module."""
-    loaded = read(Path(options.config) if options.config else None)
+    loaded = read(Path(options.config) if options.config else None, alone=True)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
     print_warnings()

@@ -255,3 +255,10 @@ def test_a_mirror_that_is_passed_over_is_a_warning_like_all_others(registry: Run
     assert answer.code == 0
     assert "proplet: warning: the mirror 127.0.0.1:1 of " in answer.err
     assert all(line.startswith("proplet: warning: ") for line in answer.err.splitlines())
+
+
+def test_a_configuration_that_only_knows_registries_is_enough_to_move_images(home: Path) -> None:
+    config = home / "only.toml"
+    config.write_text('[registries."hub.example:5000"]\nplain_http = true\n')
+    answer = image(home, "ls", "--config", config)
+    assert (answer.code, answer.out + answer.err) == (0, "the store is empty\n"), answer
