@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TextIO
 
-from proplet.agent.render import one_line, size
+from proplet.agent.render import one_line, size, without_user
 
 #: What is over before somebody could read it gets no bar; rich is only loaded for what lasts longer.
 DELAY_S: Final = 0.3
@@ -59,7 +59,7 @@ class _Lines:
         self._sized = False
 
     def begin(self, doing: str, name: str) -> None:
-        self._what, self._sized = f"{doing} {one_line(name)}", False
+        self._what, self._sized = f"{doing} {one_line(without_user(name))}", False
         self._say(self._what)
 
     def tell(self, done: int, total: int | None) -> None:
@@ -102,7 +102,7 @@ class _Bars:
         self._began = 0.0
 
     def begin(self, doing: str, name: str) -> None:
-        self._what, self._known = f"{doing} {one_line(name)}", (0, None)
+        self._what, self._known = f"{doing} {one_line(without_user(name))}", (0, None)
         self._began = time.monotonic()
         self._timer = threading.Timer(self._delay_s, self._open)
         self._timer.daemon = True

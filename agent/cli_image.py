@@ -12,7 +12,7 @@ from anyio import to_thread
 from proplet.agent import inspection, parts, render
 from proplet.agent.cache import CompileCache, Record
 from proplet.agent.cli import OK, CliError
-from proplet.agent.cli_run import local_module, own_directory, prepared
+from proplet.agent.cli_run import local_module, own_directory, prepared, print_warnings
 from proplet.agent.config import read
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.fetch import open_modules
@@ -23,9 +23,10 @@ _KINDS = {ModuleKind.CORE: "core module", ModuleKind.COMPONENT: "component"}
 
 def inspect(options: argparse.Namespace) -> int:
     """Show what a module imports and exports, and what that means. It is compiled, as for a run, and kept."""
-    loaded = read(Path(options.config) if options.config else None)
+    loaded = read(Path(options.config) if options.config else None, alone=True)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
+    print_warnings()
     seen = anyio.run(_look, options, loaded.settings, local_module(options.module))
     if options.output == "json":
         sys.stdout.write(render.as_json(seen.document()))

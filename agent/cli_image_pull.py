@@ -10,7 +10,7 @@ from typing import Any
 from proplet.agent import parts, render
 from proplet.agent.bars import bars
 from proplet.agent.cli import FAILED, OK, CliError
-from proplet.agent.cli_run import own_directory
+from proplet.agent.cli_run import own_directory, print_warnings
 from proplet.agent.config import read
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.ports import StorageError
@@ -67,9 +67,10 @@ def open_store(options: argparse.Namespace, *, hold: bool = False) -> Iterator[t
     Raises:
         CliError: it cannot be opened, or something of `proplet.oci` is not caught inside.
     """
-    loaded = read(Path(options.config) if options.config else None)
+    loaded = read(Path(options.config) if options.config else None, alone=True)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
+    print_warnings()
     settings = parts.modules_settings(loaded.settings)
     try:
         own_directory(loaded.settings.node.state_dir)
@@ -85,7 +86,7 @@ def open_store(options: argparse.Namespace, *, hold: bool = False) -> Iterator[t
 def complain(name: str, error: OciError | str) -> None:
     """Say why one of several images failed, in a line on standard error."""
     text = str(error)
-    where = "" if name in text else f"{render.one_line(name)}: "
+    where = "" if name in text else f"{render.one_line(render.without_user(name))}: "
     sys.stderr.write(f"proplet: error: {where}{render.one_line(text)}\n")
 
 

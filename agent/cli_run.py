@@ -5,6 +5,7 @@ of memory or output (what a shell shows for a process that aborted), 1 when ther
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -43,9 +44,10 @@ _STATUS = {
 
 def run(options: argparse.Namespace) -> int:
     """Run a module."""
-    loaded = read(Path(options.config) if options.config else None)
+    loaded = read(Path(options.config) if options.config else None, alone=True)
     for warning in loaded.warnings if options.config else ():
         sys.stderr.write(f"proplet: warning: {warning}\n")
+    print_warnings()
     data = local_module(options.module)
     limits = _limits(options, loaded.settings)
     # The person at the terminal grants by themselves; the node's ceiling is for tasks that others send.
@@ -146,6 +148,8 @@ def _print(outcome: Outcome) -> None:
 
 def local_module(name: str) -> bytes | None:
     """Return a local module's bytes; None when `name` is an image."""
+    if name.startswith("https://"):  # ends in .wasm, as a file does
+        return None
     path = Path(name)
     if path.suffix == ".wat":
         raise CliError(f"{name} is WebAssembly as text: compile it first (wat2wasm {name})", USAGE)
@@ -193,6 +197,12 @@ def _variable(text: str) -> tuple[str, str] | None:
     if not separator:
         return (name, os.environ[name]) if name in os.environ else None
     return name, value
+
+
+def print_warnings() -> None:
+    """Let warnings that are only logged reach the person at the terminal in the form that all lines have."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(logging.Formatter("proplet: warning: %(message)s"))
 
 
 def own_directory(path: Path) -> None:

@@ -94,9 +94,15 @@ def load(
 
 
 def read(
-    path: Path | None = None, environ: Mapping[str, str] = os.environ, flags: Mapping[str, str] | None = None
+    path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, str] | None = None,
+    *,
+    alone: bool = False,
 ) -> Loaded:
     """Return the settings with their story; `flags` are texts by dotted path, such as ``{"mqtt.address": "..."}``.
+
+    `alone`: for a command that speaks to no broker, so that none need be named.
 
     Raises:
         ConfigError: see `load`.
@@ -114,7 +120,8 @@ def read(
         source=sources.source(reading.origins),
     )
     if not reading.problems:
-        reading.problems.extend(check(settings, reading.origins))
+        found = check(settings, reading.origins)
+        reading.problems.extend(problem for problem in found if not (alone and problem.setting == "mqtt.address"))
     if reading.problems:
         raise ConfigError(reading.problems)
     return Loaded(settings, tuple(sources.files), reading.origins, tuple(sources.warnings))

@@ -54,6 +54,11 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
     if settings.kubernetes is not None:
         yield from _kubernetes(settings.kubernetes, managed=settings.manager is not None)
     for host, registry in settings.registries.items():
+        if not _is_place(host) or "/" in host:
+            yield f'registries."{host}"', "must be named as in images: host or host:port, without a scheme or a path"
+        for mirror in registry.mirrors:
+            if not _is_place(mirror):
+                yield f'registries."{host}".mirrors', f'"{mirror}" must be host, host:port or host:port/prefix, no URL'
         if (registry.username is None) != (registry.password is None):
             yield f'registries."{host}"', "username and password (or password_file) belong together: give both or none"
         table = f'registries."{host}"'
@@ -61,6 +66,12 @@ def _rules(settings: NodeSettings) -> Iterator[tuple[str, str]]:
         files = registry.client_cert_file, registry.client_key_file
         yield from _pair(f"{table}.client_cert_file", files[0], f"{table}.client_key_file", files[1])
     yield from _policy(settings.modules)
+
+
+def _is_place(text: str) -> bool:
+    """Whether it can be a registry; with a scheme, a user or spaces nothing would ever be asked there."""
+    host = text.partition("/")[0]
+    return bool(host) and "://" not in text and not any(sign.isspace() or sign in "@?#" for sign in text)
 
 
 def _policy(modules: ModulesTable) -> Iterator[tuple[str, str]]:

@@ -29,6 +29,11 @@ def one_line(value: Any) -> str:
     return printable(" ".join(text.split()))
 
 
+def without_user(name: str) -> str:
+    """The name of an image or module for people: what stands before the host of a URL may be a password."""
+    return re.sub(r"^(\w+://)[^/?#]*@", r"\1", name)
+
+
 def at(manifest: Any, path: str) -> Any:
     """Return the value at a dotted path, None where there is none."""
     for key in path.split("."):

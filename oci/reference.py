@@ -207,7 +207,7 @@ def _parse(text: str) -> Reference:
         raise InvalidReference("it is empty" if not text.strip() else "remove the spaces around it")
     rest = text.removeprefix(_SCHEME)
     if "://" in rest:
-        raise InvalidReference(f"scheme {rest.partition('://')[0][:20]!r} is not an image reference; only oci:// is")
+        raise InvalidReference(f"scheme {rest.partition('://')[0][:20]!r} is none of an image: use oci:// or https://")
     rest, at, digest_text = rest.partition("@")
     digest = _parse_digest(digest_text) if at else None
     head, slash, tail = rest.partition("/")

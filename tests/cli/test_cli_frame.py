@@ -65,6 +65,8 @@ def test_help_ends_well(home: Path, arguments: list[str]) -> None:
         (["get", "tasks", "-o", "xml"], "invalid choice: 'xml'"),
         (["run", "x.wat"], "is WebAssembly as text"),
         (["run", "--env", "x", "x.wasm"], "x.wasm: No such file"),
+        (["run", "https://127.0.0.1:1/x.wasm"], "allow the host in modules.local_url_hosts"),
+        (["image", "inspect", "https://127.0.0.1:1/x.wasm"], "allow the host in modules.local_url_hosts"),
         (["get", "tasks", "--server", "ftp://x"], "a node's address is unix:/path or http(s)://host:port"),
         (["apply"], "required: -f/--filename"),
     ],

@@ -234,3 +234,31 @@ def test_a_terminal_sees_a_bar_that_goes_away(home: Path, endless: tuple[str, th
     assert b"pulling" in seen
     assert b"Traceback" not in seen
     assert b"\x1b[?25h" in seen, "the cursor is shown again"
+
+
+def test_a_password_in_a_url_is_shown_nowhere(home: Path) -> None:
+    for command in ("pull", "verify"):
+        answer = image(home, command, "https://me:hidden@example.com/x.wasm")
+        assert answer.code == 1
+        assert "holds a user name" in answer.err
+        assert "hidden" not in answer.err + answer.out
+
+
+@pytest.mark.registry
+def test_a_mirror_that_is_passed_over_is_a_warning_like_all_others(registry: RunningRegistry, home: Path) -> None:
+    name = f"{registry.address}/passed/add:v1"
+    (home / "add.wasm").write_bytes(ADDITION)
+    assert image(home, "push", "add.wasm", name).code == 0
+    config = home / "mirror.toml"
+    config.write_text(f'[broker]\n[registries."{registry.address}"]\nmirrors = ["127.0.0.1:1"]\n')
+    answer = image(home, "pull", "-q", "--config", config, name)
+    assert answer.code == 0
+    assert "proplet: warning: the mirror 127.0.0.1:1 of " in answer.err
+    assert all(line.startswith("proplet: warning: ") for line in answer.err.splitlines())
+
+
+def test_a_configuration_that_only_knows_registries_is_enough_to_move_images(home: Path) -> None:
+    config = home / "only.toml"
+    config.write_text('[registries."hub.example:5000"]\nplain_http = true\n')
+    answer = image(home, "ls", "--config", config)
+    assert (answer.code, answer.out + answer.err) == (0, "the store is empty\n"), answer

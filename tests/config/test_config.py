@@ -102,6 +102,15 @@ def test_variables_go_before_files_and_drop_ins_before_the_main_file(home: Path)
     [
         ("[agnet]\nmax_running = 1\n", ":2: unknown table `agnet` at the top level; did you mean `agent`?"),
         ("[agent]\nmax_runing = 1\n", ":2: unknown key `max_runing` in [agent]; did you mean `max_running`?"),
+        (
+            '[broker]\n[registries."https://x.example"]\ninsecure = true\n',
+            "must be named as in images: host or host:port, without a scheme or a path",
+        ),
+        (
+            '[broker]\n[registries."docker.io"]\nmirrors = ["http://cache.example:5000"]\n',
+            ':3: registries."docker.io".mirrors: "http://cache.example:5000" must be host, host:port or',
+        ),
+        ('[broker]\n[registries."docker.io"]\nmirrors = [""]\n', '.mirrors: "" must be host'),
         ('[agent]\nmax_running = "many"\n', ':2: agent.max_running: expected a whole number, not "many"'),
         ("[agent]\nmax_running = true\n", ":2: agent.max_running: expected a whole number, not true"),
         ("[agent]\nmax_running = 0\n", ":2: agent.max_running: must be at least 1"),
