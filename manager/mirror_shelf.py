@@ -179,18 +179,23 @@ class Shelf:
         self._links = links
         return dict(found)
 
-    def _walk(self, top: Digest, links: dict[Digest, _Links], depth: int = 0) -> Iterator[tuple[Digest, _Links]]:
-        linked = links.get(top) or self._links.get(top)
-        if linked is None:
-            try:
-                linked = _links(self.layout.read(top, MAX_MANIFEST_BYTES))
-            except OciError:
-                return  # not here, or damaged: it is looked for again when the index changes
-        links[top] = linked
-        yield top, linked
-        if depth < _MAX_DEPTH:
-            for inner in linked.manifests:
-                yield from self._walk(inner, links, depth + 1)
+    def _walk(self, top: Digest, links: dict[Digest, _Links]) -> Iterator[tuple[Digest, _Links]]:
+        # Level by level and each manifest once: indexes may list the same one a thousand times, at every depth.
+        level, seen = [top], {top}
+        for _ in range(_MAX_DEPTH + 1):
+            below: list[Digest] = []
+            for digest in level:
+                linked = links.get(digest) or self._links.get(digest)
+                if linked is None:
+                    try:
+                        linked = _links(self.layout.read(digest, MAX_MANIFEST_BYTES))
+                    except OciError:
+                        continue  # not here, or damaged: it is looked for again when the index changes
+                links[digest] = linked
+                yield digest, linked
+                below += [inner for inner in dict.fromkeys(linked.manifests) if inner not in seen]
+                seen.update(below)
+            level = below
 
 
 class Reading:

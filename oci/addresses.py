@@ -9,6 +9,7 @@ _FORBIDDEN = tuple(
         "169.254.0.0/16",  # RFC 3927; most clouds serve instance credentials at 169.254.169.254
         "fe80::/10",  # RFC 4291
         "fd00:ec2::/32",  # Amazon's metadata service over IPv6, fd00:ec2::254
+        "fd20:ce::254/128",  # Google's over IPv6
         "100.100.100.200/32",  # Alibaba's metadata service
         "192.0.0.192/32",  # Oracle's
         "168.63.129.16/32",  # Azure's

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _QUOTED = re.compile(r'"[^"]*"')
 _SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[^\s=,]|\s*(?:,|$))")
 _BUSY = {429, 500, 502, 503, 504}
+_MAX_CHALLENGE = 4096  # oras looks for its parameters in time that grows with the square of the length
 _CLIENT_ID = "proplet"  # RFC 6749 wants a name; token services of registries only log it
 
 
@@ -92,7 +93,13 @@ class Login:
             AddressRefused: the challenge wants passwords sent where they are not safe.
             RegistryError: a challenge or an answer that is not the protocol's.
         """
-        offered = challenges(response.headers.get("WWW-Authenticate", ""))
+        header = response.headers.get("WWW-Authenticate", "")
+        if len(header) > _MAX_CHALLENGE:
+            raise RegistryError(
+                f"registry {self._reference.registry} asks for authentication in {len(header)} characters, more than "
+                f"{_MAX_CHALLENGE}: check its configuration"
+            )
+        offered = challenges(header)
         scheme = next((known for known in ("bearer", "basic") if known in offered), None)
         if scheme is None:
             kinds = ", ".join(offered)[:60]
@@ -151,7 +158,8 @@ class Login:
                 if found is not None:
                     backend.set_basic_auth(found.username, found.password)
                 token = backend.request_token(asked) if found else backend.request_anonymous_token(asked)
-        except (AttributeError, TypeError, KeyError) as error:  # oras trusts the token's document to be one
+        except (AttributeError, TypeError, KeyError, RecursionError) as error:
+            # oras trusts the document with the token to be one.
             raise RegistryError(f"the token service of registry {registry} answers no token") from error
         if not token:
             raise self._no_token(self._session.last_status)
@@ -168,7 +176,14 @@ class Login:
             "scope": asked.scope,
             "refresh_token": identity_token,
         }
-        response = self._session.post(asked.realm, data=form, headers={"Accept": "application/json"})
+        response = self._session.post(
+            asked.realm, data=form, headers={"Accept": "application/json"}, allow_redirects=False
+        )
+        if response.is_redirect:  # 307 and 308 would take the identity token along, in the body, to any host
+            raise RegistryError(
+                f"the token service of registry {self._reference.registry} redirects a request that holds a secret: "
+                "not followed; check its configuration"
+            )
         if response.status_code != 200:
             return None
         document = response.json()

@@ -18,6 +18,7 @@ END = bytes(2 * BLOCK)
 _MAX_HEADER_BYTES = 64 * 1024  # of one extended header; ours have none
 _MAX_MEMBERS = 100_000
 _MAX_NAME = 4096
+_MAX_DIGITS = 19
 _FILE, _DIRECTORY = "0\0007", "5"  # "7" is a contiguous file, which POSIX treats as a plain one
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = "x", "g", "L", "K"
 
@@ -115,10 +116,12 @@ def _extension(file: BinaryIO, at: int, size: int, end: int) -> bytes:
 def _pax(data: bytes) -> dict[str, str]:
     """Records of the form ``LENGTH KEY=VALUE``, each with a newline at its end."""
     told = {}
-    while data:
-        digits, space, _ = data.partition(b" ")
+    at = 0
+    while at < len(data):  # not cut off from the front: thousands of short records would be copied each time
+        digits, space, _ = data[at : at + _MAX_DIGITS + 1].partition(b" ")
         length = _decimal(digits.decode("ascii", "replace")) if space else 0
-        record, data = data[:length], data[length:]
+        record = data[at : at + length]
+        at += length
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if length < len(digits) + 3 or len(record) != length or record[-1:] != b"\n" or not equals:
             raise InvalidArchive("the archive has an extended header that cannot be read")
@@ -160,7 +163,7 @@ def _number(field: bytes) -> int:
 
 
 def _decimal(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise InvalidArchive("the archive has an extended header that cannot be read")
     return int(text)
 
