@@ -8,12 +8,10 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
+from proplet.agent.progress import DELAY_S, new_bar
 from proplet.agent.render import one_line, size, without_user
-
-#: What is over before somebody could read it gets no bar; rich is only loaded for what lasts longer.
-DELAY_S: Final = 0.3
 
 
 class Bars(Protocol):
@@ -123,18 +121,9 @@ class _Bars:
             self._task = None
 
     def _open(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
         with self._lock:
             if self._bar is None:
-                self._bar = Progress(
-                    TextColumn("{task.description}", markup=False),
-                    BarColumn(),
-                    TextColumn("{task.fields[amount]}", markup=False),
-                    console=Console(file=self._stream),
-                    transient=True,
-                )
+                self._bar = new_bar(self._stream)
                 self._bar.start()
             self._task = self._bar.add_task(self._what, total=None, amount="")
             self._show()

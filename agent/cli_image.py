@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import anyio
 from anyio import to_thread
@@ -12,8 +11,7 @@ from anyio import to_thread
 from proplet.agent import inspection, parts, render
 from proplet.agent.cache import CompileCache, Record
 from proplet.agent.cli import OK, CliError
-from proplet.agent.cli_run import local_module, own_directory, prepared, print_warnings
-from proplet.agent.config import read
+from proplet.agent.cli_run import configured, local_module, own_directory, prepared
 from proplet.agent.config_schema import NodeSettings
 from proplet.agent.fetch import open_modules
 from proplet.agent.ports import Artefact, ModuleError, ModuleKind, StorageError
@@ -23,11 +21,7 @@ _KINDS = {ModuleKind.CORE: "core module", ModuleKind.COMPONENT: "component"}
 
 def inspect(options: argparse.Namespace) -> int:
     """Show what a module imports and exports, and what that means. It is compiled, as for a run, and kept."""
-    loaded = read(Path(options.config) if options.config else None, alone=True)
-    for warning in loaded.warnings if options.config else ():
-        sys.stderr.write(f"proplet: warning: {warning}\n")
-    print_warnings()
-    seen = anyio.run(_look, options, loaded.settings, local_module(options.module))
+    seen = anyio.run(_look, options, configured(options), local_module(options.module))
     if options.output == "json":
         sys.stdout.write(render.as_json(seen.document()))
     else:

@@ -4,14 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from proplet.agent import parts, render
 from proplet.agent.bars import bars
 from proplet.agent.cli import FAILED, OK, CliError
-from proplet.agent.cli_run import own_directory, print_warnings
-from proplet.agent.config import read
+from proplet.agent.cli_run import configured, own_directory
 from proplet.agent.fetch import ModulesSettings
 from proplet.agent.ports import StorageError
 from proplet.oci import pull as pulling
@@ -67,13 +65,10 @@ def open_store(options: argparse.Namespace, *, hold: bool = False) -> Iterator[t
     Raises:
         CliError: it cannot be opened, or something of `proplet.oci` is not caught inside.
     """
-    loaded = read(Path(options.config) if options.config else None, alone=True)
-    for warning in loaded.warnings if options.config else ():
-        sys.stderr.write(f"proplet: warning: {warning}\n")
-    print_warnings()
-    settings = parts.modules_settings(loaded.settings)
+    node = configured(options)
+    settings = parts.modules_settings(node)
     try:
-        own_directory(loaded.settings.node.state_dir)
+        own_directory(node.node.state_dir)
         layout = OciLayout(settings.store_dir.absolute())
         with Pins(layout.root) if hold else nullcontext() as pins:
             if pins is not None:

@@ -44,12 +44,9 @@ _STATUS = {
 
 def run(options: argparse.Namespace) -> int:
     """Run a module."""
-    loaded = read(Path(options.config) if options.config else None, alone=True)
-    for warning in loaded.warnings if options.config else ():
-        sys.stderr.write(f"proplet: warning: {warning}\n")
-    print_warnings()
+    settings = configured(options)
     data = local_module(options.module)
-    limits = _limits(options, loaded.settings)
+    limits = _limits(options, settings)
     # The person at the terminal grants by themselves; the node's ceiling is for tasks that others send.
     http = (ANYWHERE,) if options.http else ()
     permissions = Permissions(dirs=tuple(_grant(text) for text in options.dir), http=http)
@@ -73,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             stdin=stdin,
         )
 
-    return anyio.run(_run, options, loaded.settings, data, job)
+    return anyio.run(_run, options, settings, data, job)
 
 
 async def _run(
@@ -199,10 +196,15 @@ def _variable(text: str) -> tuple[str, str] | None:
     return name, value
 
 
-def print_warnings() -> None:
-    """Let warnings that are only logged reach the person at the terminal in the form that all lines have."""
+def configured(options: argparse.Namespace) -> NodeSettings:
+    """Return the settings for a command that works by itself, without a broker; all warnings go to the terminal."""
+    loaded = read(Path(options.config) if options.config else None, alone=True)
+    for warning in loaded.warnings if options.config else ():
+        sys.stderr.write(f"proplet: warning: {warning}\n")
+    # Those that are only logged, too, in the form that all lines have.
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(logging.Formatter("proplet: warning: %(message)s"))
+    return loaded.settings
 
 
 def own_directory(path: Path) -> None:

@@ -8,6 +8,7 @@ builder has said holds until the policy or one of its key files changes, and for
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,7 +33,14 @@ State = tuple[tuple[int, ...] | None, ...]
 class KnownImages:
     """The images of a store. Its methods touch the disk, except `admitted`."""
 
-    def __init__(self, layout: OciLayout, cache: CompileCache, settings: RegistrySettings) -> None:
+    def __init__(
+        self,
+        layout: OciLayout,
+        cache: CompileCache,
+        settings: RegistrySettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._layout = layout
         self._cache = cache
         self._settings = settings
@@ -49,7 +57,7 @@ class KnownImages:
 
     def rules(self) -> State:
         """What changes when the policy or one of its keys does, or a key may have expired."""
-        period = ((int(time.time() // _CHECKED_AGAIN_S),),) if self._expires else ()
+        period = ((int(self._clock() // _CHECKED_AGAIN_S),),) if self._expires else ()
         return (*(_stamp(path) for path in self._watched), *period)
 
     def resolve(self, wanted: ModuleWanted) -> tuple[str, str] | None:

@@ -38,6 +38,20 @@ def progress(*, quiet: bool, stream: TextIO | None = None, delay_s: float = DELA
     return _Bar(stream, delay_s) if stream.isatty() else _Lines(stream)
 
 
+def new_bar(stream: TextIO) -> Any:
+    """Return rich's display of bars, each with a description and a field `amount`, which leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+    )
+
+
 class _Lines:
     """One plain line when a stage begins; with no stream, nothing."""
 
@@ -94,16 +108,7 @@ class _Bar:
         return f"{size(stage.bytes_done)}{f' of {size(total)}' if total else ''}{speed}"
 
     def _open(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}"),
-            console=Console(file=self._stream),
-            transient=True,
-        )
+        self._bar = new_bar(self._stream)
         self._task = self._bar.add_task("", total=None, amount="")
         self._bar.start()
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -64,17 +64,15 @@ async def test_another_key_in_the_same_file_is_noticed(modules: StoredModules, t
 
 
 @pytest.mark.parametrize("expires", [True, False])
-def test_what_was_checked_by_a_key_that_can_expire_is_checked_again(
-    tmp_path: Path, expires: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_checked_by_a_key_that_can_expire_is_checked_again(tmp_path: Path, expires: bool) -> None:
     (tmp_path / "key.pub").write_bytes(vector("p256", "valid.pem" if expires else "key.pub"))
     (tmp_path / "policy.toml").write_text('default = "require"\n[keys.k]\nfile = "key.pub"\n')
     settings = RegistrySettings(signature_policy=tmp_path / "policy.toml")
-    known = known_images(tmp_path, settings)
+    now = [time.time()]
+    known = known_images(tmp_path, settings, lambda: now[0])
     assert known.resolve(WANTED) is None
     before = known.rules()
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    now[0] += 3600
     assert (known.rules() != before) is expires
 
 
@@ -92,12 +90,12 @@ def test_what_was_checked_by_a_policy_that_has_changed_meanwhile_is_not_admitted
     assert known.resolve(WANTED) is not None
 
 
-def known_images(directory: Path, settings: RegistrySettings) -> KnownImages:
+def known_images(directory: Path, settings: RegistrySettings, clock: Callable[[], float] = time.time) -> KnownImages:
     layout = OciLayout(directory / "store")
     for data in (ADDITION, b"{}", IMAGE):
         layout.add_blob(data)
     layout.set_reference(f"{NAME}:1", Descriptor(OCI_MANIFEST, DIGEST, len(IMAGE)))
-    return KnownImages(layout, CompileCache(directory / "cache", 1 << 20), settings)
+    return KnownImages(layout, CompileCache(directory / "cache", 1 << 20), settings, clock)
 
 
 async def test_a_policy_that_changes_while_an_image_is_fetched_counts(modules: StoredModules, tmp_path: Path) -> None:
