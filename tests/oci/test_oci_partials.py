@@ -69,6 +69,26 @@ def test_a_transfer_in_any_number_of_pieces_is_whole(
     assert not kept(store, digest).exists()
 
 
+def test_a_transfer_of_which_the_disk_gets_parts_early_is_whole_when_continued_and_begun_anew(store: OciLayout) -> None:
+    piece = random.Random(7).randbytes(1 << 20)
+    data = b"".join(bytes([at]) + piece for at in range(20))  # the disk is given more than one part of it
+    digest = Digest.of(data)
+    step = len(piece) + 1
+    with continued(store, digest, len(data)) as blob:
+        for at in range(0, 10 * step, step):
+            blob.write(data[at : at + step])
+    assert kept(store, digest).stat().st_size == 10 * step
+    with continued(store, digest, len(data)) as blob:
+        assert blob.count == 10 * step
+        for at in range(10 * step, len(data), step):
+            blob.write(data[at : at + step])
+        blob.restart()
+        for at in range(0, len(data), step):
+            blob.write(data[at : at + step])
+        assert blob.commit() == digest
+    assert store.verify(digest) == len(data)
+
+
 def test_a_blob_that_is_there_needs_no_transfer_and_a_damaged_one_does(store: OciLayout) -> None:
     store.add_blob(DATA)
     with continued(store) as blob:
