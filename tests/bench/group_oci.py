@@ -1,10 +1,12 @@
-"""From an image in a registry on loopback to a result, nothing of it known before."""
+"""Images: from a registry on loopback to a result, large ones beside curl, once for many, the mirror, signatures."""
 
 import os
 from collections.abc import Iterator, Mapping
 from statistics import median
 
 from tests.bench.nodes import agent_only
+from tests.bench.oci_sharing import at_once, mirrored, resumed
+from tests.bench.oci_signatures import signatures
 from tests.bench.oci_transfers import transfers
 from tests.bench.rows import MIB, Plan, Row, row
 from tests.support.modules import ADDITION, padded
@@ -27,10 +29,12 @@ def measure(plan: Plan) -> Iterator[Row]:
             ]
             first.append(took[0])
             later += took[1:]
-        moved = list(transfers(plan, registry))
+        moved = [*transfers(plan, registry), *at_once(plan, registry), *resumed(plan, registry)]
     yield _row("OCI pull to result, 1 MB, first of a node, less compile", first, [f"{nodes} nodes just started"])
     yield _row("the same, builder and worker running, less compile", later, [f"{len(later)} modules, each a new one"])
     yield from moved
+    yield from mirrored(plan)
+    yield from signatures(plan)
 
 
 def push_fresh(registry: RunningRegistry, name: str, size: int) -> str:
