@@ -66,9 +66,10 @@ async def test_what_many_want_at_once_is_made_once(tmp_path: Path) -> None:
     found: list[Artefact] = []
     stages: list[Stage] = []
     async with open_store(tmp_path) as modules, anyio.create_task_group() as tasks:
+        wanted = ModuleWanted(await modules.keep(ADDITION))  # before, so that all ask for it at the same moment
 
         async def want() -> None:
-            found.append(await prepare(modules, ADDITION, stages))
+            found.append(await modules.prepare(wanted, stages.append))
 
         for _ in range(10):
             tasks.start_soon(want)
